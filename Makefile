@@ -1,0 +1,132 @@
+# `make` builds build/lorad, `make run` serves, `make test` tests, `make help` lists the rest.
+#
+# All set-up is done here: the first build looks for the packages it needs and installs what is
+# missing (Debian 12 or newer).  Everything built goes under build/.  Override on the command line:
+#     make CC=clang OPT='-O0 -g' B=build/clang        make install PREFIX=$HOME/.local
+
+CC      ?= gcc
+PREFIX  ?= /usr/local
+OPT     ?= -O2 -g
+B       ?= build
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+PKGS    := sqlite3 libmicrohttpd jansson libpcre2-8 libutf8proc libsodium libarchive
+DEBS    := gcc make pkg-config libsqlite3-dev libmicrohttpd-dev libjansson-dev libpcre2-dev \
+           libutf8proc-dev libsodium-dev libarchive-dev
+TEST_DEBS := libcmocka-dev libopenblas-dev curl sqlite3 python3
+LINT_DEBS := clang clang-tidy cppcheck
+
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
+DEFS    = -D_GNU_SOURCE -DLORAD_VERSION='"$(VERSION)"'
+# -ffp-contract=off: a fused multiply-add happens where the source says fmaf(), nowhere else.
+CFLAGS  ?= $(OPT)
+ALL_CFLAGS = -std=c11 -pthread -ffp-contract=off $(WARN) $(CFLAGS) $(SAN) -I. -I$(B) $(PKG_CFLAGS)
+LIBS     = $(SAN) -pthread $(PKG_LIBS) -lm
+
+# One library of everything but main(), so the tests link what the program links.
+SRC     := $(sort $(wildcard engine/*.c store/*.c api/*.c server/*.c))
+OBJ     := $(SRC:%.c=$(B)/%.o) $(B)/web_files.o
+LIB_OBJ := $(filter-out $(B)/server/main.o,$(OBJ))
+TESTS   := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/test_*.c)))
+SCRIPTS := $(sort $(wildcard tests/test_*.sh))
+BENCHES := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/bench_*.c)))
+SUPPORT := $(patsubst %.c,$(B)/%.o,$(wildcard tests/support*.c))
+
+all: $(B)/lorad ## build build/lorad (default)
+
+# --- set-up ----------------------------------------------------------------------------------
+# config.mk holds the compiler flags of the packages; making it installs what is missing.  Silent
+# when nothing is; uses sudo only when not root, and asks only on a terminal.
+ifeq ($(filter help clean deps test-deps lint-deps,$(MAKECMDGOALS)),)
+-include $(B)/config.mk
+endif
+
+$(B)/config.mk: Makefile
+	@sh tools/deps.sh "$(PKGS)" $(DEBS)
+	@mkdir -p $(@D)
+	@{ echo "PKG_CFLAGS := $$(pkg-config --cflags $(PKGS))"; \
+	   echo "PKG_LIBS := $$(pkg-config --libs $(PKGS))"; } > $@.tmp && mv $@.tmp $@
+
+deps: ## install the packages that are missing
+	@sh tools/deps.sh "$(PKGS)" $(DEBS)
+
+test-deps:
+	@sh tools/deps.sh "cmocka openblas" $(TEST_DEBS)
+
+lint-deps:
+	@sh tools/deps.sh "" $(LINT_DEBS)
+
+# --- the program -----------------------------------------------------------------------------
+$(B)/lorad: $(B)/server/main.o $(B)/lorad.a
+	$(CC) -o $@ $^ $(LIBS)
+
+# The folders are prerequisites because deleting a file changes only its folder.
+$(B)/lorad.a: $(LIB_OBJ) engine store api server
+	@rm -f $@ && ar rcs $@ $(LIB_OBJ)
+
+# -MMD writes a .d file beside each object: header changes rebuild what uses them.
+$(B)/%.o: %.c $(B)/config.mk
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+# Only main.c sees the version, so that a commit does not rebuild everything.
+$(B)/server/main.o: ALL_CFLAGS += $(DEFS)
+$(B)/%.o: ALL_CFLAGS += -D_GNU_SOURCE
+
+# migrations/0001_name.sql becomes { 1, "0001_name", "..." } in an array.
+$(B)/store/migrate.o: $(B)/migrations.inc
+$(B)/migrations.inc: $(sort $(wildcard migrations/*.sql)) migrations
+	@mkdir -p $(@D)
+	@for f in $(filter %.sql,$^); do n=$$(basename $$f .sql); \
+	    echo "{ $$(expr $${n%%_*} + 0), \"$$n\","; \
+	    sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/  "&\\n"/' $$f; echo "},"; \
+	done > $@.tmp && mv $@.tmp $@
+
+# The files of web/ become an array in the binary.
+$(B)/web_files.c: $(sort $(wildcard web/*)) web tools/embed.sh
+	@mkdir -p $(@D)
+	@sh tools/embed.sh $(filter web/%,$^) > $@.tmp && mv $@.tmp $@
+$(B)/web_files.o: $(B)/web_files.c $(B)/config.mk
+	$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
+run: all ## serve the demo base, or BASE=DIR_OR_FILE; ARGS='--port 9000' for more
+	@LORAD=$(B)/lorad sh tools/run.sh "$(BASE)" $(ARGS)
+
+install: all ## copy the program to $(PREFIX)/bin (DESTDIR works)
+	install -D -m 755 $(B)/lorad $(DESTDIR)$(PREFIX)/bin/lorad
+
+# --- tests -----------------------------------------------------------------------------------
+$(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT) $(B)/lorad.a
+	$(CC) -o $@ $^ -lcmocka $(LIBS)
+
+$(B)/tests/bench_%: $(B)/tests/bench_%.o $(SUPPORT) $(B)/lorad.a
+	$(CC) -o $@ $^ $$(pkg-config --libs openblas) $(LIBS)
+
+$(TESTS:%=%.o) $(BENCHES:%=%.o) $(SUPPORT): | test-deps
+
+test: test-deps all $(TESTS) ## build and run every test (T=nf4 for one)
+	@LORAD=$(B)/lorad sh tools/test.sh $(B) $(if $(T),$(wildcard $(B)/tests/test_$(T) tests/test_$(T).sh),$(TESTS) $(SCRIPTS))
+
+bench: test-deps all $(BENCHES) ## measure kernels and layers on this machine
+	@set -e; for b in $(BENCHES); do $$b; done
+
+asan: ## run the C tests under AddressSanitizer and UBSan
+	$(MAKE) test B=build/asan OPT='-O1 -g -fno-omit-frame-pointer' \
+	    SAN='-fsanitize=address,undefined -fno-sanitize-recover=all' SANITIZED=1
+
+tsan: ## run the C tests under ThreadSanitizer
+	$(MAKE) test B=build/tsan OPT='-O1 -g' SAN=-fsanitize=thread SANITIZED=1
+
+lint: lint-deps all ## clang's warnings, clang-tidy, cppcheck, direction of includes
+	@CC=$(CC) sh tools/lint.sh "$(PKG_CFLAGS)" $(SRC)
+
+clean: ## remove build/
+	rm -rf build
+
+help: ## print this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-9s %s\n",$$1,$$2}'
+
+.PHONY: all deps test-deps lint-deps run test bench asan tsan lint install clean help
+.SECONDARY:
+.DELETE_ON_ERROR:
+-include $(OBJ:.o=.d) $(wildcard $(B)/tests/*.d)

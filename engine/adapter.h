@@ -1,0 +1,131 @@
+/* adapter.h - low-rank adapters: what a PEFT folder says, and the form the engine computes with.
+ *
+ * Two structs.  `struct adapter_src` is what was uploaded or trained, validated: raw tensors in
+ * their own type, per-module rank, alpha and scaling, pruning masks.  The store writes and reads
+ * it.  `struct adapter` is made from it for one base: B transposed, scaling folded, ready for
+ * lora.h.  Both are immutable after they are made.
+ *
+ * Arithmetic (spec: PEFT):  y += scaling * ((x A^T) * e) B^T, with e = 1 except for AdaLoRA.
+ *   LoRA      scaling = alpha / r            rsLoRA   scaling = alpha / sqrt(r)
+ *   AdaLoRA   scaling = (alpha > 0 ? alpha : init_r) / (init_r + 1e-5), whatever was pruned
+ * r and alpha are per module, after rank_pattern and alpha_pattern. */
+#ifndef ENGINE_ADAPTER_H
+#define ENGINE_ADAPTER_H
+
+#include "engine/arch.h"
+#include "engine/err.h"
+#include "engine/num.h"
+#include "engine/safetensors.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum adapter_method { METHOD_LORA, METHOD_RSLORA, METHOD_ADALORA };
+const char *adapter_method_name(enum adapter_method m); /* "lora", "rslora", "adalora" */
+bool adapter_method_parse(const char *name, enum adapter_method *ret);
+
+enum { ADAPTER_MAX_RANK = 4096 };
+
+/* One adapted linear layer. */
+struct adapter_src_module {
+    int layer;
+    enum module module;
+    char *path;        /* "model.layers.0.self_attn.q_proj" */
+    int rank;          /* columns present; 0: pruned away entirely */
+    int init_rank;     /* AdaLoRA: before pruning; else = rank */
+    double alpha;      /* after alpha_pattern */
+    double scaling;    /* as above */
+    int in, out;
+    enum dtype dtype;  /* of A, B (and E) */
+    const void *A;     /* [rank][in] */
+    const void *B;     /* [out][rank] */
+    const void *E;     /* [rank] (file shape [rank,1]) or NULL */
+    uint8_t *mask;     /* [init_rank], 1 = kept (AdaLoRA with a rank_pattern), or NULL */
+};
+
+struct adapter_src {
+    enum adapter_method method;
+    size_t nmodules;
+    struct adapter_src_module *modules; /* ascending by (layer, module) */
+    char *config;            /* adapter_config.json as it came, NUL-terminated */
+    size_t config_len;
+    char *base_name;         /* base_model_name_or_path, or NULL: what it claims */
+    int rank_max, rank_min;
+    double alpha;            /* lora_alpha of the config */
+    uint64_t params;         /* scalars in all tensors */
+    size_t bytes;            /* of all tensors */
+    uint8_t hash[32];        /* content: see adapter_src_hash() */
+    /* AdaLoRA's schedule, for the record; zero otherwise */
+    int init_r, target_r, tinit, tfinal, deltaT, total_step;
+    double beta1, beta2, orth_reg_weight;
+    void *own;               /* tensor memory that adapter_src_free() releases, or NULL */
+};
+
+/* Validate a PEFT adapter against a model: every field of the config is honoured or refused by
+ * name, every tensor is used or refused by name, shapes and ranks agree with the base and with
+ * the patterns, no value is NaN or infinite.  `weights` must stay open while *ret lives (tensors
+ * are borrowed).  The table of fields is in peft.c; docs/adapters.md is made from it. */
+int peft_parse(const struct arch *arch, const char *config, size_t config_len,
+               const struct st_file *weights, struct adapter_src **ret, struct err *err);
+/* The same from a folder with adapter_config.json and adapter_model.safetensors; the tensors
+ * are copied, so that nothing stays open. */
+int peft_load_dir(const struct arch *arch, const char *dir, struct adapter_src **ret,
+                  struct err *err);
+void adapter_src_free(struct adapter_src *a); /* NULL is fine */
+
+/* sha256 over the method and, per module in order: path, rank, init_rank, scaling (8 bytes of the
+ * double, little-endian), dtype name, and the bytes of A, B, E.  Same content, same hash, however
+ * the file was laid out. */
+void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32]);
+
+/* adapter_model.safetensors of a src, PEFT's names, original types: byte-equal tensors.  Written
+ * to `path` (a temporary file of the caller's). */
+int peft_write_weights(const struct adapter_src *a, const char *path, struct err *err);
+
+/* --- the form for computing ------------------------------------------------------------ */
+struct lora_module {
+    int rank, in, out;
+    enum dtype dtype;
+    const void *A;       /* [rank][in] */
+    const void *Bt;      /* [rank][out]: B transposed */
+    const float *gain;   /* [rank]: scaling * e_j */
+};
+
+struct adapter {
+    uint8_t hash[32];
+    int64_t version_id;  /* of the store; 0 if it came from a folder */
+    int L;
+    size_t bytes;        /* resident */
+    int rank_max;
+    const struct lora_module *modules; /* [L][MOD_COUNT]; rank 0: nothing to add */
+    void *own;
+};
+
+/* Copies what it needs onto huge pages; `src` can be freed.  ERR_INVALID if the shapes are not
+ * this base's. */
+int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,
+                  struct adapter **ret, struct err *err);
+void adapter_free(struct adapter *a); /* NULL is fine */
+static inline const struct lora_module *adapter_module(const struct adapter *a, int layer,
+                                                       enum module m)
+{
+    return &a->modules[(size_t)layer * MOD_COUNT + m];
+}
+
+/* --- what one request asks for: adapters with weights ------------------------------------ */
+enum { LORA_SET_MAX = 8 };
+struct lora_set {
+    int n;  /* 0: the bare base */
+    struct { const struct adapter *adapter; float weight; } item[LORA_SET_MAX];
+};
+/* Canonical order (by content hash, then weight), so that the sum has one order.  Two items of
+ * the same content are merged by adding their weights. */
+void lora_set_sort(struct lora_set *s);
+/* Same adapters and weights? */
+bool lora_set_equal(const struct lora_set *a, const struct lora_set *b);
+/* What seeds the prefix cache: tenant, base hash, content hashes and weights; never names. */
+void lora_set_seed(const struct lora_set *s, int64_t tenant, const uint8_t base_hash[32],
+                   uint8_t ret[32]);
+
+#endif

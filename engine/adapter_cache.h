@@ -1,0 +1,41 @@
+/* adapter_cache.h - adapters in memory: a byte budget, least recently used leaves, pinned while in
+ * use, read by a loader thread so that nobody waits who did not ask.
+ *
+ * Keyed by content hash: the same bytes under two names, or of two tenants, are held once.  The
+ * engine thread acquires and releases; loads happen on the cache's own thread through the callback,
+ * which knows where adapters come from (the engine does not).  All calls are thread-safe. */
+#ifndef ENGINE_ADAPTER_CACHE_H
+#define ENGINE_ADAPTER_CACHE_H
+
+#include "engine/adapter.h"
+
+struct adapter_cache;
+
+/* Called on the loader thread.  Makes the adapter of `version_id`. */
+typedef int (*adapter_load_fn)(void *ud, int64_t version_id, struct adapter **ret,
+                               struct err *err);
+/* Called on the loader thread after each finished load, failed or not; must not block. */
+typedef void (*adapter_ready_fn)(void *ud);
+
+struct adapter_cache_stats {
+    size_t budget, bytes;
+    int resident, pinned, loading;
+    uint64_t hits, misses, loads, evictions, failures;
+};
+
+int adapter_cache_create(size_t budget, adapter_load_fn load, void *load_ud,
+                         struct adapter_cache **ret, struct err *err);
+void adapter_cache_on_ready(struct adapter_cache *c, adapter_ready_fn fn, void *ud);
+void adapter_cache_destroy(struct adapter_cache *c); /* joins the loader */
+
+enum adapter_state { ADAPTER_READY, ADAPTER_LOADING, ADAPTER_FAILED };
+/* READY: *ret is pinned until adapter_cache_release().  LOADING: a load is queued or under way
+ * (`bytes` is what it will take: room is made before it starts; it waits while everything is
+ * pinned); ask again after on_ready.  FAILED: err says why; the next acquire tries anew. */
+enum adapter_state adapter_cache_acquire(struct adapter_cache *c, const uint8_t hash[32],
+                                         int64_t version_id, size_t bytes,
+                                         const struct adapter **ret, struct err *err);
+void adapter_cache_release(struct adapter_cache *c, const struct adapter *a);
+void adapter_cache_stats(struct adapter_cache *c, struct adapter_cache_stats *ret);
+
+#endif

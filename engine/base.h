@@ -1,0 +1,87 @@
+/* base.h - the one base model: made by base_import(), loaded by base_load(), immutable after.
+ *
+ * File format: a safetensors file.  __metadata__ has
+ *   lorad.format     "1"
+ *   lorad.arch       arch_to_json()
+ *   lorad.name       the name it answers to (the source folder's, unless told otherwise)
+ *   lorad.tokenizer  tokenizer.json, as it was
+ *   lorad.tokenizer_config, lorad.chat_template   as they were, if there were any
+ *   lorad.source     sha256 over the source's files
+ *   lorad.hash       the base's canonical hash, see base_hash in base.h below
+ *   lorad.digests    JSON {tensor: sha256}, what lorad.hash is made from
+ *   lorad.type, lorad.head, lorad.embed   the options of import
+ * and, per weight X (Hugging Face's names):
+ *   NF4, K % 64 == 0   X U8 [p16_bytes], X.absmax U8 [blocks] (double-quantised codes in reference
+ *                      order), X.nested_absmax F32, X.nested_offset F32 [1]
+ *   NF4, other K       X U8 [bytes] in the reference layout, and the same scale tensors
+ *   8 bit (head)       X U8 [q8_bytes], X.scale F16
+ *   f32 / bf16         X F32 or BF16 in its own shape
+ * Tied heads are written as their own tensor `lm_head.weight` unless head and embedding have
+ * the same type.
+ *
+ * Canonical hash: sha256 over, for every source tensor in ascending name order, the name, a NUL,
+ * and sha256 of its content: for a quantised linear layer the shape, reference codes, nested
+ * codes, nested absmax and offset; for any other tensor its dtype, shape and source bytes.  So
+ * packing, head type and format version do not change it, and `--type f32` does. */
+#ifndef ENGINE_BASE_H
+#define ENGINE_BASE_H
+
+#include "engine/arch.h"
+#include "engine/compute.h"
+#include "engine/linear.h"
+
+struct base_linear {
+    struct matrix w;
+    const float *bias; /* [N] or NULL */
+};
+
+struct base_layer {
+    const float *norm_attn, *norm_mlp;  /* [D] */
+    const float *q_norm, *k_norm;       /* [hd] or NULL */
+    struct base_linear mod[MOD_COUNT];
+};
+
+struct base {
+    struct arch arch;
+    char *name;
+    char *path;
+    char hash_hex[65];
+    uint8_t hash[32];
+    bool is_f32;               /* made with --type f32: KV is fp32 then */
+    struct matrix embed;       /* [V, D], MAT_F32 or MAT_BF16 */
+    struct matrix head;        /* [V, D] */
+    const float *norm_final;   /* [D] */
+    struct base_layer *layers; /* [L] */
+    const char *tokenizer_json; /* NUL-terminated */
+    size_t tokenizer_json_len;
+    const char *tokenizer_config; /* or NULL */
+    const char *chat_template;    /* or NULL */
+    size_t bytes;              /* resident: weights, scales, everything */
+    void *own;                 /* private to base.c */
+};
+
+struct base_import_opts {
+    const char *name;         /* NULL: the folder's name */
+    const char *type;         /* "nf4" (default when NULL) or "f32" */
+    const char *head;         /* "8bit" (default), "bf16", "f32", "nf4" */
+    const char *embed;        /* "bf16" (default) or "f32" */
+    /* called now and then with bytes done and in all; may be NULL */
+    void (*progress)(void *ud, const char *tensor, size_t done, size_t total);
+    void *ud;
+};
+
+/* Hugging Face folder -> base file.  Streams tensor by tensor; writes to a temporary name and
+ * renames at the end, so a failure leaves no output file.  ERR_INVALID with a sentence that
+ * names the tensor or the field for anything it does not fully understand. */
+int base_import(const char *dir, const char *out, const struct base_import_opts *opts,
+                struct err *err);
+
+/* `precision` decides which scales are kept in memory (PREC_F32 needs fp32 scales).  `use_mmap`
+ * maps what needs no conversion instead of copying it to huge pages. */
+int base_load(const char *path, enum precision precision, bool use_mmap, struct base **ret,
+              struct err *err);
+void base_free(struct base *b); /* NULL is fine */
+/* Bytes that base_load() would take, from the header alone (for the memory plan). */
+int base_size(const char *path, size_t *ret, struct err *err);
+
+#endif

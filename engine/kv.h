@@ -1,0 +1,73 @@
+/* kv.h - the key/value cache: pages of 16 positions, shared by prefix, recycled LRU.
+ *
+ * A page holds 16 consecutive positions for all layers and key/value heads.  Inside a page, for
+ * layer l and head g (hd = head size, element = fp16, or fp32 for f32 bases):
+ *   K transposed [hd][16]   so that 16 positions are one vector and q.k needs no horizontal sum
+ *   V            [16][hd]
+ * kv_k() and kv_v() give their addresses.  Keys are stored after rope.
+ *
+ * Full pages are entered in a table under a hash chain: h_0 = seed, h_i = sha256(h_{i-1}, 16 token
+ * ids).  The seed (lora_set_seed) holds tenant, base and adapters by content, so a page can only
+ * be found by who would have computed the very same bytes.  Pages in use are reference-counted;
+ * free ones that are in the table stay until memory is needed, least recently used first.  A
+ * shared page is full and never written again, so there is nothing to copy on write; the last,
+ * partial page of a sequence is always its own.
+ *
+ * Everything here belongs to the engine thread; only kv_stats() may be called by others. */
+#ifndef ENGINE_KV_H
+#define ENGINE_KV_H
+
+#include "engine/arch.h"
+#include "engine/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { KV_PAGE = 16 };
+
+struct kv_cache;
+
+struct kv_seq {
+    int32_t *pages;     /* page numbers, [npages] */
+    int npages, cap;
+    int len;            /* positions filled */
+    int hashed;         /* full pages that are in the table */
+    uint8_t chain[32];  /* hash of the last of those, or the seed */
+};
+
+struct kv_stats {
+    int pages, used, cached; /* all; held by sequences; free but findable */
+    size_t page_bytes;
+    uint64_t lookups, hit_tokens, evicted;
+};
+
+/* Bytes of one page for this model. */
+size_t kv_page_bytes(const struct arch *a, bool f32);
+/* As many pages as fit `bytes`, at least one. */
+int kv_create(const struct arch *a, bool f32, size_t bytes, struct kv_cache **ret,
+              struct err *err);
+void kv_destroy(struct kv_cache *c); /* NULL is fine */
+void kv_stats(const struct kv_cache *c, struct kv_stats *ret); /* any thread */
+bool kv_is_f32(const struct kv_cache *c);
+
+/* Start a sequence: attach the longest run of shared full pages that tokens[0..n) begins with,
+ * but never all n (the last token has to be computed for its logits).  s->len says how many
+ * positions that saved. */
+int kv_open(struct kv_cache *c, const uint8_t seed[32], const int32_t *tokens, int n,
+            struct kv_seq *s, struct err *err);
+/* Pages for positions up to `len`.  false: none left (nothing changed); preempt somebody. */
+bool kv_reserve(struct kv_cache *c, struct kv_seq *s, int len);
+/* Positions s->len .. len-1 now hold tokens[s->len .. len) (`tokens` is the whole sequence):
+ * enters newly full pages in the table. */
+void kv_commit(struct kv_cache *c, struct kv_seq *s, const int32_t *tokens, int len);
+/* Give the pages back (they stay findable until reused). */
+void kv_close(struct kv_cache *c, struct kv_seq *s);
+/* Forget every shared page (tests, and when an operator asks). */
+void kv_forget(struct kv_cache *c);
+
+/* Element (0,0) of K^T / V of page number `page`: uint16_t (fp16) or float. */
+void *kv_k(const struct kv_cache *c, int page, int layer, int g);
+void *kv_v(const struct kv_cache *c, int page, int layer, int g);
+
+#endif

@@ -1,0 +1,38 @@
+/* mem.h - large memory on huge pages, and how much of it there is.
+ *
+ * Decoding is bound by how fast weights stream from memory, and 4 KiB pages cost a third
+ * of that; so weights, adapters and the KV cache live in anonymous memory that asks for
+ * huge pages.  Any thread may call. */
+#ifndef ENGINE_MEM_H
+#define ENGINE_MEM_H
+
+#include "engine/err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Zeroed memory, aligned to 64 bytes (2 MiB when large), madvised to huge pages when
+ * it is at least 2 MiB.  Free it with mem_free() and the same size. */
+void *mem_alloc(size_t bytes);
+void mem_free(void *p, size_t bytes);
+
+/* What this process may use: the smaller of physical memory and the cgroup's limit
+ * (v2 memory.max up the tree, v1 memory.limit_in_bytes). */
+size_t mem_limit(void);
+/* Resident bytes of this process now (/proc/self/statm). */
+size_t mem_resident(void);
+
+/* How one budget is divided.  All in bytes. */
+struct mem_plan {
+    size_t total, base, work, kv, adapters;
+};
+
+/* Divide `budget` (0: 80 % of mem_limit()) after `base` and `work` bytes are taken:
+ * what is left goes to KV and adapters, a quarter of it to adapters unless `kv` or
+ * `adapters` asks for a fixed size (0: not fixed).  `kv_min` is the least KV that is of
+ * use (one sequence of full context).  ERR_INVALID with the arithmetic in the sentence
+ * if it does not fit. */
+int mem_plan(size_t budget, size_t base, size_t work, size_t kv_min, size_t kv, size_t adapters,
+             struct mem_plan *ret, struct err *err);
+
+#endif
