@@ -4,7 +4,9 @@
 # missing (Debian 12 or newer).  Everything built goes under build/.  Override on the command line:
 #     make CC=clang OPT='-O0 -g' B=build/clang        make install PREFIX=$HOME/.local
 
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
 PREFIX  ?= /usr/local
 OPT     ?= -O2 -g
 B       ?= build
