@@ -30,7 +30,7 @@ SRC     := $(sort $(wildcard engine/*.c store/*.c api/*.c server/*.c))
 OBJ     := $(SRC:%.c=$(B)/%.o) $(B)/web_files.o
 LIB_OBJ := $(filter-out $(B)/server/main.o,$(OBJ))
 TESTS   := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/test_*.c)))
-SCRIPTS := $(sort $(wildcard tests/test_*.sh))
+SCRIPTS := $(sort $(wildcard tests/test_*.sh tests/test_*.py))
 BENCHES := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/bench_*.c)))
 SUPPORT := $(patsubst %.c,$(B)/%.o,$(wildcard tests/support*.c))
 
@@ -106,8 +106,8 @@ $(B)/tests/bench_%: $(B)/tests/bench_%.o $(SUPPORT) $(B)/lorad.a
 
 $(TESTS:%=%.o) $(BENCHES:%=%.o) $(SUPPORT): | test-deps
 
-test: test-deps all $(TESTS) ## build and run every test (T=nf4 for one)
-	@LORAD=$(B)/lorad sh tools/test.sh $(B) $(if $(T),$(wildcard $(B)/tests/test_$(T) tests/test_$(T).sh),$(TESTS) $(SCRIPTS))
+test: test-deps all $(if $(T),$(filter %/test_$(T),$(TESTS)),$(TESTS)) ## build and run every test (T=nf4 for one)
+	@LORAD=$(B)/lorad sh tools/test.sh $(B) $(if $(T),$(wildcard $(B)/tests/test_$(T) tests/test_$(T).sh tests/test_$(T).py),$(TESTS) $(SCRIPTS))
 
 bench: test-deps all $(BENCHES) ## measure kernels and layers on this machine
 	@set -e; for b in $(BENCHES); do $$b; done

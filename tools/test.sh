@@ -20,6 +20,7 @@ for t in "$@"; do
     echo "== $t"
     case $t in
     *.sh) sh "$t" ;;
+    *.py) python3 "$t" ;;
     *) "$t" ;;
     esac || failed="$failed $t"
 done
