@@ -12,13 +12,19 @@
 #include <stdint.h>
 
 /* Zeroed memory, aligned to 64 bytes (2 MiB when large), madvised to huge pages when
- * it is at least 2 MiB.  Free it with mem_free() and the same size. */
+ * it is at least 2 MiB.  NULL when there is none.  Free it with mem_free() and the same size. */
 void *mem_alloc(size_t bytes);
-void mem_free(void *p, size_t bytes);
+void mem_free(void *p, size_t bytes); /* NULL is fine */
+/* What mem_alloc(bytes) takes once every byte of it is used: rounded up to 64 bytes, or to
+ * pages when large.  For budgets. */
+size_t mem_footprint(size_t bytes);
 
 /* What this process may use: the smaller of physical memory and the cgroup's limit
  * (v2 memory.max up the tree, v1 memory.limit_in_bytes). */
 size_t mem_limit(void);
+/* The same, with /proc and /sys looked up below `root` ("" is the real one); 0 if nothing there
+ * says anything.  For tests. */
+size_t mem_limit_below(const char *root);
 /* Resident bytes of this process now (/proc/self/statm). */
 size_t mem_resident(void);
 
