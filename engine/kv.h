@@ -39,7 +39,10 @@ struct kv_seq {
 struct kv_stats {
     int pages, used, cached; /* all; held by sequences; free but findable */
     size_t page_bytes;
-    uint64_t lookups, hit_tokens, evicted;
+    uint64_t lookups;       /* sequences opened (a preempted one opens again) */
+    uint64_t lookup_tokens; /* tokens they brought */
+    uint64_t hit_tokens;    /* of those, found in shared pages */
+    uint64_t evicted;       /* pages forgotten to make room */
 };
 
 /* Bytes of one page for this model. */
@@ -49,6 +52,11 @@ int kv_create(const struct arch *a, bool f32, size_t bytes, struct kv_cache **re
               struct err *err);
 void kv_destroy(struct kv_cache *c); /* NULL is fine */
 void kv_stats(const struct kv_cache *c, struct kv_stats *ret); /* any thread */
+/* Pages that kv_reserve() could still hand out. */
+int kv_available(const struct kv_cache *c);
+int kv_pages(const struct kv_cache *c); /* all there are */
+/* Pages that hold `len` positions. */
+static inline int kv_pages_for(int len) { return len / KV_PAGE + (len % KV_PAGE != 0); }
 bool kv_is_f32(const struct kv_cache *c);
 
 /* Start a sequence: attach the longest run of shared full pages that tokens[0..n) begins with,

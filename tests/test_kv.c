@@ -1,0 +1,347 @@
+/* test_kv.c - pages are shared by whoever would compute the same bytes, recycled oldest first,
+ * and never lost. */
+#include "engine/kv.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+static const struct arch shape = { .L = 3, .G = 2, .hd = 8, .H = 4, .D = 32, .V = 100 };
+static const uint8_t seed_a[32] = { 1 }, seed_b[32] = { 2 };
+
+static struct kv_cache *make(int pages)
+{
+    struct kv_cache *c;
+    struct err err = { 0 };
+    size_t bytes = (size_t)pages * kv_page_bytes(&shape, false);
+    assert_int_equal(kv_create(&shape, false, bytes + 5, &c, &err), ERR_OK);
+    assert_int_equal(kv_pages(c), pages);
+    return c;
+}
+
+/* Tokens start, start + 1, ... */
+static void count_up(int32_t *t, int n, int start)
+{
+    for (int i = 0; i < n; i++)
+        t[i] = start + i;
+}
+
+static struct kv_seq compute(struct kv_cache *c, const uint8_t *seed, const int32_t *t, int n)
+{
+    struct kv_seq s;
+    assert_int_equal(kv_open(c, seed, t, n, &s, NULL), ERR_OK);
+    assert_true(kv_reserve(c, &s, n));
+    kv_commit(c, &s, t, n);
+    return s;
+}
+
+static void check_counts(struct kv_cache *c, int used, int cached)
+{
+    struct kv_stats st;
+    kv_stats(c, &st);
+    assert_int_equal(st.used, used);
+    assert_int_equal(st.cached, cached);
+    assert_int_equal(kv_available(c), st.pages - used);
+}
+
+static void a_page_holds_16_positions_of_every_layer_and_head(void **state)
+{
+    (void)state;
+    assert_int_equal(kv_page_bytes(&shape, false), 3 * 2 * 8 * 16 * 2 * 2);
+    assert_int_equal(kv_page_bytes(&shape, true), 3 * 2 * 8 * 16 * 2 * 4);
+    assert_int_equal(kv_pages_for(0), 0);
+    assert_int_equal(kv_pages_for(1), 1);
+    assert_int_equal(kv_pages_for(16), 1);
+    assert_int_equal(kv_pages_for(17), 2);
+}
+
+/* Every address of K and V is 8*16 elements that nothing else touches. */
+static void keys_and_values_of_different_places_do_not_overlap(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(3);
+    const size_t part = 8 * 16 * 2;
+    for (int fill = 0; fill < 2; fill++) {
+        int mark = 1;
+        for (int p = 0; p < 3; p++)
+            for (int l = 0; l < 3; l++)
+                for (int g = 0; g < 2; g++)
+                    for (int kv = 0; kv < 2; kv++, mark++) {
+                        uint8_t *at = kv ? kv_v(c, p, l, g) : kv_k(c, p, l, g);
+                        assert_int_equal((uintptr_t)at % 64, 0);
+                        if (fill == 0)
+                            memset(at, mark, part);
+                        else
+                            for (size_t i = 0; i < part; i++)
+                                assert_int_equal(at[i], mark);
+                    }
+    }
+    kv_destroy(c);
+}
+
+static void a_cache_has_at_least_one_page(void **state)
+{
+    (void)state;
+    struct kv_cache *c;
+    assert_int_equal(kv_create(&shape, true, 1, &c, NULL), ERR_OK);
+    assert_int_equal(kv_pages(c), 1);
+    assert_true(kv_is_f32(c));
+    kv_destroy(c);
+}
+
+static void the_longest_shared_prefix_of_full_pages_is_attached(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(10);
+    int32_t t[64], u[64];
+    count_up(t, 64, 0);
+    struct kv_seq a = compute(c, seed_a, t, 40); /* two full pages and a half */
+    struct kv_seq b;
+
+    memcpy(u, t, sizeof u);
+    assert_int_equal(kv_open(c, seed_a, u, 50, &b, NULL), ERR_OK);
+    assert_int_equal(b.len, 32);
+    assert_int_equal(b.npages, 2);
+    assert_int_equal(b.pages[0], a.pages[0]);
+    assert_int_equal(b.pages[1], a.pages[1]);
+    kv_close(c, &b);
+
+    u[20] = 99; /* differs in the second page */
+    assert_int_equal(kv_open(c, seed_a, u, 50, &b, NULL), ERR_OK);
+    assert_int_equal(b.len, 16);
+    kv_close(c, &b);
+
+    u[0] = 99;
+    assert_int_equal(kv_open(c, seed_a, u, 50, &b, NULL), ERR_OK);
+    assert_int_equal(b.len, 0);
+    kv_close(c, &b);
+    kv_close(c, &a);
+    kv_destroy(c);
+}
+
+static void the_last_token_is_always_left_to_compute(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(10);
+    int32_t t[48];
+    count_up(t, 48, 0);
+    struct kv_seq a = compute(c, seed_a, t, 48), b;
+    static const struct { int n, len; } cases[] = { { 1, 0 },   { 16, 0 },  { 17, 16 },
+                                                    { 32, 16 }, { 33, 32 }, { 48, 32 } };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        assert_int_equal(kv_open(c, seed_a, t, cases[i].n, &b, NULL), ERR_OK);
+        assert_int_equal(b.len, cases[i].len);
+        kv_close(c, &b);
+    }
+    kv_close(c, &a);
+    kv_destroy(c);
+}
+
+static void other_seeds_find_nothing(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(10);
+    int32_t t[48];
+    count_up(t, 48, 0);
+    struct kv_seq a = compute(c, seed_a, t, 48), b;
+    assert_int_equal(kv_open(c, seed_b, t, 48, &b, NULL), ERR_OK);
+    assert_int_equal(b.len, 0);
+    kv_close(c, &b);
+    kv_close(c, &a);
+    kv_destroy(c);
+}
+
+static void closed_pages_stay_findable_until_needed(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(4);
+    int32_t t[64], u[64];
+    count_up(t, 64, 0);
+    count_up(u, 64, 1000);
+    struct kv_seq a = compute(c, seed_a, t, 40);
+    check_counts(c, 3, 0);
+    kv_close(c, &a);
+    check_counts(c, 0, 2); /* the partial page is plainly free */
+
+    struct kv_seq b = compute(c, seed_a, u, 33); /* needs 3: two free ones and one cached */
+    check_counts(c, 3, 1);
+    struct kv_stats st;
+    kv_stats(c, &st);
+    assert_int_equal(st.evicted, 1);
+    /* the tail went first: the first page of t is still there */
+    assert_int_equal(kv_open(c, seed_a, t, 40, &a, NULL), ERR_OK);
+    assert_int_equal(a.len, 16);
+    kv_close(c, &a);
+    kv_close(c, &b);
+    kv_destroy(c);
+}
+
+static void the_least_recently_used_prefix_is_evicted_first(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(4);
+    int32_t t[3][40];
+    struct kv_seq s;
+    for (int i = 0; i < 3; i++)
+        count_up(t[i], 40, 100 * i);
+    for (int i = 0; i < 2; i++) {
+        s = compute(c, seed_a, t[i], 17);
+        kv_close(c, &s);
+    }
+    assert_int_equal(kv_open(c, seed_a, t[0], 17, &s, NULL), ERR_OK); /* touch the older one */
+    assert_int_equal(s.len, 16);
+    kv_close(c, &s);
+    struct kv_seq big = compute(c, seed_a, t[2], 40); /* three pages: two free, one evicted */
+    assert_int_equal(kv_open(c, seed_a, t[0], 17, &s, NULL), ERR_OK);
+    assert_int_equal(s.len, 16);
+    kv_close(c, &s);
+    assert_int_equal(kv_open(c, seed_a, t[1], 17, &s, NULL), ERR_OK);
+    assert_int_equal(s.len, 0);
+    kv_close(c, &s);
+    kv_close(c, &big);
+    kv_destroy(c);
+}
+
+static void a_reservation_that_cannot_be_met_changes_nothing(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(3);
+    int32_t t[64];
+    count_up(t, 64, 0);
+    struct kv_seq a = compute(c, seed_a, t, 20), b;
+    assert_int_equal(kv_open(c, seed_b, t, 33, &b, NULL), ERR_OK);
+    assert_false(kv_reserve(c, &b, 33));
+    assert_int_equal(b.npages, 0);
+    assert_true(kv_reserve(c, &b, 16));
+    assert_false(kv_reserve(c, &b, 17));
+    assert_int_equal(b.npages, 1);
+    kv_close(c, &a);
+    assert_true(kv_reserve(c, &b, 33));
+    kv_close(c, &b);
+    check_counts(c, 0, 0);
+    kv_destroy(c);
+}
+
+static void two_sequences_that_compute_the_same_page_do_not_disturb_each_other(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(8);
+    int32_t t[64];
+    count_up(t, 64, 0);
+    struct kv_seq a, b, d;
+    assert_int_equal(kv_open(c, seed_a, t, 40, &a, NULL), ERR_OK);
+    assert_int_equal(kv_open(c, seed_a, t, 40, &b, NULL), ERR_OK);
+    assert_true(kv_reserve(c, &a, 40) && kv_reserve(c, &b, 40));
+    kv_commit(c, &a, t, 16);
+    kv_commit(c, &b, t, 40); /* page 0 is a's in the table, page 1 becomes b's */
+    kv_commit(c, &a, t, 40);
+    assert_int_equal(a.hashed, 2);
+    assert_int_equal(b.hashed, 2);
+    assert_memory_equal(a.chain, b.chain, 32);
+
+    assert_int_equal(kv_open(c, seed_a, t, 40, &d, NULL), ERR_OK);
+    assert_int_equal(d.pages[0], a.pages[0]);
+    assert_int_equal(d.pages[1], b.pages[1]);
+    kv_close(c, &a);
+    kv_close(c, &b);
+    check_counts(c, 2, 0); /* d holds what is shared, the copies are free */
+    kv_close(c, &d);
+    check_counts(c, 0, 2);
+    kv_destroy(c);
+}
+
+static void forgetting_empties_the_table_and_leaves_running_sequences_alone(void **state)
+{
+    (void)state;
+    struct kv_cache *c = make(8);
+    int32_t t[64];
+    count_up(t, 64, 0);
+    struct kv_seq a = compute(c, seed_a, t, 40), b = compute(c, seed_b, t, 40), d;
+    kv_close(c, &b);
+    check_counts(c, 3, 2);
+    kv_forget(c);
+    check_counts(c, 3, 0);
+    assert_int_equal(kv_open(c, seed_a, t, 40, &d, NULL), ERR_OK);
+    assert_int_equal(d.len, 0);
+    kv_close(c, &d);
+    assert_true(kv_reserve(c, &a, 64));
+    kv_commit(c, &a, t, 64);
+    kv_close(c, &a);
+    a = compute(c, seed_a, t, 64); /* computed anew, up to what a had entered since */
+    kv_close(c, &a);
+    assert_int_equal(kv_available(c), 8);
+    kv_destroy(c);
+}
+
+/* Random opens, growth and closes against a plain count of who holds what. */
+static void no_page_is_ever_lost_or_held_twice(void **state)
+{
+    (void)state;
+    enum { PAGES = 24, SEQS = 6, ROUNDS = 4000 };
+    struct kv_cache *c = make(PAGES);
+    struct kv_seq s[SEQS] = { { .pages = NULL } };
+    int32_t t[SEQS][160];
+    int len[SEQS] = { 0 }; /* 0: closed */
+    uint32_t r = 12345;
+    for (int round = 0; round < ROUNDS; round++) {
+        r = r * 1664525 + 1013904223;
+        int i = (int)(r >> 8) % SEQS, n = 1 + (int)(r >> 16) % 90;
+        if (len[i] == 0) {
+            count_up(t[i], 160, (int)(r >> 28) % 3 * 1000); /* few kinds: much sharing */
+            assert_int_equal(kv_open(c, seed_a, t[i], n, &s[i], NULL), ERR_OK);
+            assert_true(s[i].len < n);
+            len[i] = n;
+            if (kv_reserve(c, &s[i], n)) {
+                kv_commit(c, &s[i], t[i], n);
+            } else {
+                kv_close(c, &s[i]);
+                len[i] = 0;
+            }
+        } else if (len[i] + n <= 160 && kv_reserve(c, &s[i], len[i] + n)) {
+            len[i] += n;
+            kv_commit(c, &s[i], t[i], len[i]);
+        } else {
+            kv_close(c, &s[i]);
+            len[i] = 0;
+        }
+        int held[PAGES] = { 0 }, used = 0;
+        for (int k = 0; k < SEQS; k++)
+            for (int p = 0; p < s[k].npages; p++)
+                held[s[k].pages[p]]++;
+        for (int p = 0; p < PAGES; p++)
+            used += held[p] > 0;
+        struct kv_stats st;
+        kv_stats(c, &st);
+        assert_int_equal(st.used, used);
+        assert_true(st.cached >= 0 && st.used + st.cached <= PAGES);
+        /* a partial page is never shared */
+        for (int k = 0; k < SEQS; k++)
+            if (len[k] % KV_PAGE != 0)
+                assert_int_equal(held[s[k].pages[s[k].npages - 1]], 1);
+    }
+    for (int k = 0; k < SEQS; k++)
+        kv_close(c, &s[k]);
+    assert_int_equal(kv_available(c), PAGES);
+    kv_destroy(c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_page_holds_16_positions_of_every_layer_and_head),
+        cmocka_unit_test(keys_and_values_of_different_places_do_not_overlap),
+        cmocka_unit_test(a_cache_has_at_least_one_page),
+        cmocka_unit_test(the_longest_shared_prefix_of_full_pages_is_attached),
+        cmocka_unit_test(the_last_token_is_always_left_to_compute),
+        cmocka_unit_test(other_seeds_find_nothing),
+        cmocka_unit_test(closed_pages_stay_findable_until_needed),
+        cmocka_unit_test(the_least_recently_used_prefix_is_evicted_first),
+        cmocka_unit_test(a_reservation_that_cannot_be_met_changes_nothing),
+        cmocka_unit_test(two_sequences_that_compute_the_same_page_do_not_disturb_each_other),
+        cmocka_unit_test(forgetting_empties_the_table_and_leaves_running_sequences_alone),
+        cmocka_unit_test(no_page_is_ever_lost_or_held_twice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
