@@ -1,0 +1,496 @@
+/* arch_config.c - from config.json to `struct arch`, and the form of it that a base file keeps.
+ *
+ * config.json comes in two spellings: transformers 5 writes `rope_parameters` with everything
+ * about rope in it, older versions `rope_theta` and `rope_scaling` (whose kind is `rope_type` or
+ * `type`).  Both give the same arch.  A setting that would change the result and that the engine
+ * cannot compute is refused by name. */
+#include "engine/arch.h"
+#include "engine/arch_int.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static bool absent(const json_t *v) { return v == NULL || json_is_null(v); }
+
+/* --- typed fields --------------------------------------------------------------------- */
+
+static int missing(const char *key, struct err *err)
+{
+    return err_set(err, ERR_INVALID, "model config: %s is missing", key);
+}
+
+/* "model config: head_dim is "x", where ... is expected" */
+static int mistyped(const char *key, const json_t *v, const char *expected, struct err *err)
+{
+    char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    err_set(err, ERR_INVALID, "model config: %s is %.80s, where %s is expected", key,
+            text ? text : "something", expected);
+    free(text);
+    return ERR_INVALID;
+}
+
+int cfg_int(const json_t *o, const char *key, int def, int min, int max, int *ret,
+            struct err *err)
+{
+    const json_t *v = json_object_get(o, key);
+    if (absent(v)) {
+        if (def == CFG_REQUIRED)
+            return missing(key, err);
+        *ret = def;
+        return ERR_OK;
+    }
+    json_int_t n = json_integer_value(v);
+    if (!json_is_integer(v) || n < min || n > max) {
+        char expected[64];
+        snprintf(expected, sizeof expected, "an integer from %d to %d", min, max);
+        return mistyped(key, v, expected, err);
+    }
+    *ret = (int)n;
+    return ERR_OK;
+}
+
+int cfg_bool(const json_t *o, const char *key, bool def, bool *ret, struct err *err)
+{
+    const json_t *v = json_object_get(o, key);
+    if (!absent(v) && !json_is_boolean(v))
+        return mistyped(key, v, "true or false", err);
+    *ret = absent(v) ? def : json_is_true(v);
+    return ERR_OK;
+}
+
+int cfg_double(const json_t *o, const char *key, double def, double min, double max, double *ret,
+               struct err *err)
+{
+    const json_t *v = json_object_get(o, key);
+    if (absent(v)) {
+        if (isnan(def))
+            return missing(key, err);
+        *ret = def;
+        return ERR_OK;
+    }
+    double x = json_number_value(v);
+    if (!json_is_number(v) || !(x >= min && x <= max)) {
+        char expected[64];
+        snprintf(expected, sizeof expected, "a number from %g to %g", min, max);
+        return mistyped(key, v, expected, err);
+    }
+    *ret = x;
+    return ERR_OK;
+}
+
+/* --- rope ----------------------------------------------------------------------------- */
+
+static int read_llama3(const json_t *o, struct arch *a, struct err *err)
+{
+    a->rope_scaling = ROPE_LLAMA3;
+    int rc = cfg_double(o, "factor", NAN, 1, 1e6, &a->rope_factor, err);
+    if (rc == ERR_OK)
+        rc = cfg_double(o, "low_freq_factor", NAN, 1e-6, 1e6, &a->rope_low_freq, err);
+    if (rc == ERR_OK)
+        rc = cfg_double(o, "high_freq_factor", NAN, 1e-6, 1e6, &a->rope_high_freq, err);
+    if (rc == ERR_OK)
+        rc = cfg_int(o, "original_max_position_embeddings", CFG_REQUIRED, 1, INT32_MAX,
+                     &a->rope_original_max, err);
+    return rc;
+}
+
+/* The kind of scaling, from an object with rope_type or type. */
+static int read_scaling(const json_t *o, struct arch *a, struct err *err)
+{
+    const json_t *v = json_object_get(o, "rope_type");
+    if (absent(v))
+        v = json_object_get(o, "type");
+    const char *type = absent(v) ? "default" : json_string_value(v);
+    if (type == NULL)
+        return mistyped("rope_type", v, "a string", err);
+    double part;
+    int rc = cfg_double(o, "partial_rotary_factor", 1, 1, 1, &part, err);
+    if (rc != ERR_OK)
+        return rc;
+    if (strcmp(type, "default") == 0)
+        return ERR_OK;
+    if (strcmp(type, "linear") == 0) {
+        a->rope_scaling = ROPE_LINEAR;
+        return cfg_double(o, "factor", NAN, 1e-6, 1e6, &a->rope_factor, err);
+    }
+    if (strcmp(type, "llama3") == 0)
+        return read_llama3(o, a, err);
+    return err_set(err, ERR_INVALID,
+                   "config.json: rope scaling \"%.60s\" is not supported; default, linear and "
+                   "llama3 are",
+                   type);
+}
+
+static int read_rope(const json_t *json, struct arch *a, struct err *err)
+{
+    const json_t *params = json_object_get(json, "rope_parameters");
+    const json_t *scaling = json_object_get(json, "rope_scaling");
+    double part;
+    int rc = cfg_double(json, "partial_rotary_factor", 1, 1, 1, &part, err);
+    if (rc != ERR_OK)
+        return rc;
+    if (!absent(params) && !absent(scaling))
+        return err_set(err, ERR_INVALID,
+                       "config.json has both rope_parameters and rope_scaling; only one can hold");
+    const json_t *o = absent(params) ? scaling : params;
+    const json_t *theta_of = !absent(params) && !absent(json_object_get(params, "rope_theta"))
+                                 ? params
+                                 : json;
+    rc = cfg_double(theta_of, "rope_theta", 10000, 1, 1e15, &a->rope_theta, err);
+    if (rc != ERR_OK || absent(o))
+        return rc;
+    if (!json_is_object(o))
+        return mistyped(o == params ? "rope_parameters" : "rope_scaling", o, "an object", err);
+    return read_scaling(o, a, err);
+}
+
+/* --- end and begin tokens ------------------------------------------------------------- */
+
+static int add_eos(const json_t *v, struct arch *a, struct err *err)
+{
+    json_int_t id = json_integer_value(v);
+    if (!json_is_integer(v) || id < 0 || id >= a->V)
+        return mistyped("eos_token_id", v, "a token of the vocabulary", err);
+    for (int i = 0; i < a->neos; i++)
+        if (a->eos[i] == (int)id)
+            return ERR_OK;
+    if (a->neos == ARCH_MAX_EOS)
+        return err_set(err, ERR_INVALID, "config.json: eos_token_id lists more than %d tokens",
+                       ARCH_MAX_EOS);
+    a->eos[a->neos++] = (int)id;
+    return ERR_OK;
+}
+
+/* One id or a list of them; generation_config.json is what transformers generates with. */
+static int read_eos(const json_t *json, const json_t *gen, struct arch *a, struct err *err)
+{
+    const json_t *v = json_object_get(gen, "eos_token_id");
+    if (absent(v))
+        v = json_object_get(json, "eos_token_id");
+    if (absent(v))
+        return ERR_OK;
+    if (!json_is_array(v))
+        return add_eos(v, a, err);
+    int rc = ERR_OK;
+    for (size_t i = 0; i < json_array_size(v) && rc == ERR_OK; i++)
+        rc = add_eos(json_array_get(v, i), a, err);
+    return rc;
+}
+
+/* --- config.json ---------------------------------------------------------------------- */
+
+static bool lists(const json_t *array, const char *s)
+{
+    for (size_t i = 0; i < json_array_size(array); i++) {
+        const char *e = json_string_value(json_array_get(array, i));
+        if (e != NULL && strcmp(e, s) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int read_family(const json_t *json, const struct family **ret, struct err *err)
+{
+    const char *type = json_string_value(json_object_get(json, "model_type"));
+    if (type == NULL)
+        return missing("model_type", err);
+    const struct family *f = family_find(type);
+    if (f == NULL)
+        return err_set(err, ERR_INVALID,
+                       "config.json: model_type \"%.60s\" is not supported; known families: %s",
+                       type, family_list());
+    const json_t *archs = json_object_get(json, "architectures");
+    if (!absent(archs) && !lists(archs, f->architecture)) {
+        const char *got = json_string_value(json_array_get(archs, 0));
+        return err_set(err, ERR_INVALID,
+                       "config.json: architecture \"%.60s\" is not supported; of family %s it is %s",
+                       got ? got : "(none)", type, f->architecture);
+    }
+    *ret = f;
+    return ERR_OK;
+}
+
+/* Settings that would change the result in a way the engine does not compute. */
+static int refuse_foreign(const json_t *json, struct err *err)
+{
+    const json_t *q = json_object_get(json, "quantization_config");
+    if (!absent(q)) {
+        const char *method = json_string_value(json_object_get(q, "quant_method"));
+        return err_set(err, ERR_INVALID,
+                       "config.json has a quantization_config (%.60s): this is not a plain "
+                       "checkpoint; import the original in F32, F16 or BF16",
+                       method ? method : "no method named");
+    }
+    const json_t *act = json_object_get(json, "hidden_act");
+    const char *name = json_string_value(act);
+    if (!absent(act) && (name == NULL || (strcmp(name, "silu") != 0 && strcmp(name, "swish") != 0)))
+        return mistyped("hidden_act", act, "\"silu\"", err);
+    return ERR_OK;
+}
+
+static int read_shapes(const json_t *json, struct arch *a, struct err *err)
+{
+    const struct {
+        const char *key;
+        int max, *ret;
+    } fields[] = {
+        { "num_hidden_layers", ARCH_MAX_LAYERS, &a->L },
+        { "hidden_size", 1 << 17, &a->D },
+        { "intermediate_size", 1 << 20, &a->F },
+        { "num_attention_heads", 1 << 12, &a->H },
+        { "vocab_size", 1 << 22, &a->V },
+        { "max_position_embeddings", 1 << 30, &a->max_positions },
+    };
+    int rc = ERR_OK;
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0] && rc == ERR_OK; i++)
+        rc = cfg_int(json, fields[i].key, CFG_REQUIRED, 1, fields[i].max, fields[i].ret, err);
+    /* Llama's class takes an absent number for "as many as query heads"; others have fixed
+     * defaults that no real checkpoint relies on. */
+    if (rc == ERR_OK)
+        rc = cfg_int(json, "num_key_value_heads",
+                     strcmp(a->family, "llama") == 0 ||
+                             json_object_get(json, "num_key_value_heads") != NULL
+                         ? a->H
+                         : CFG_REQUIRED,
+                     1, 1 << 12, &a->G, err);
+    if (rc != ERR_OK)
+        return rc;
+    int hd = a->D / a->H;
+    if (strcmp(a->family, "qwen3") == 0)
+        hd = 128; /* that class's default */
+    else if (absent(json_object_get(json, "head_dim")) && a->D % a->H != 0)
+        return err_set(err, ERR_INVALID,
+                       "config.json: hidden_size %d is not a multiple of num_attention_heads %d, "
+                       "and head_dim is missing",
+                       a->D, a->H);
+    return cfg_int(json, "head_dim", hd, 1, 1 << 12, &a->hd, err);
+}
+
+static int read_config(const json_t *json, const json_t *gen, struct arch *a, struct err *err)
+{
+    if (!json_is_object(json) || (gen != NULL && !json_is_object(gen)))
+        return err_set(err, ERR_INVALID, "%s is not a JSON object",
+                       json_is_object(json) ? "generation_config.json" : "config.json");
+    const struct family *f = NULL;
+    double eps = 0;
+    int rc = read_family(json, &f, err);
+    if (rc != ERR_OK)
+        return rc;
+    snprintf(a->family, sizeof a->family, "%s", f->model_type);
+    rc = refuse_foreign(json, err);
+    if (rc == ERR_OK)
+        rc = read_shapes(json, a, err);
+    if (rc == ERR_OK)
+        rc = cfg_double(json, "rms_norm_eps", 1e-6, 1e-12, 0.1, &eps, err);
+    a->norm_eps = (float)eps;
+    if (rc == ERR_OK)
+        rc = read_rope(json, a, err);
+    if (rc == ERR_OK)
+        rc = cfg_bool(json, "tie_word_embeddings", false, &a->tied, err);
+    if (rc == ERR_OK)
+        rc = cfg_int(json, "bos_token_id", -1, 0, a->V - 1, &a->bos, err);
+    if (rc == ERR_OK)
+        rc = read_eos(json, gen, a, err);
+    if (rc == ERR_OK)
+        rc = f->read_config(json, a, err);
+    return rc == ERR_OK ? arch_check(a, err) : rc;
+}
+
+/* NULL text gives a NULL object. */
+static int parse_json(const char *text, const char *what, json_t **ret, struct err *err)
+{
+    *ret = NULL;
+    if (text == NULL)
+        return ERR_OK;
+    json_error_t je;
+    *ret = json_loads(text, JSON_REJECT_DUPLICATES, &je);
+    if (*ret == NULL)
+        return err_set(err, ERR_INVALID, "%s is not valid JSON (line %d: %s)", what, je.line,
+                       je.text);
+    return ERR_OK;
+}
+
+int arch_from_config(const char *config, const char *generation_config, struct arch *ret,
+                     struct err *err)
+{
+    json_t *json = NULL, *gen = NULL;
+    struct arch a = { .bos = -1 };
+    int rc = parse_json(config, "config.json", &json, err);
+    if (rc == ERR_OK)
+        rc = parse_json(generation_config, "generation_config.json", &gen, err);
+    if (rc == ERR_OK)
+        rc = read_config(json, gen, &a, err);
+    json_decref(json);
+    json_decref(gen);
+    if (rc == ERR_OK)
+        *ret = a;
+    return rc;
+}
+
+/* --- the form in a base file ---------------------------------------------------------- */
+
+/* Integers and truth values of the arch, by the names they have in the base file. */
+struct field {
+    const char *key;
+    size_t offset;
+    int min, max;
+};
+#define INT(name, min_, max_) { #name, offsetof(struct arch, name), min_, max_ }
+static const struct field int_fields[] = {
+    INT(L, 1, ARCH_MAX_LAYERS),
+    INT(D, 1, 1 << 17),
+    INT(H, 1, 1 << 12),
+    INT(G, 1, 1 << 12),
+    INT(hd, 1, 1 << 12),
+    INT(F, 1, 1 << 20),
+    INT(V, 1, 1 << 22),
+    INT(max_positions, 1, 1 << 30),
+    INT(rope_original_max, 0, INT32_MAX),
+    INT(window, 0, INT32_MAX),
+    INT(bos, -1, 1 << 22),
+};
+static const struct field bool_fields[] = {
+    INT(qkv_bias, 0, 1), INT(o_bias, 0, 1), INT(mlp_bias, 0, 1), INT(qk_norm, 0, 1),
+    INT(tied, 0, 1),
+};
+static const struct field double_fields[] = {
+    INT(rope_theta, 0, 0), INT(rope_factor, 0, 0), INT(rope_low_freq, 0, 0),
+    INT(rope_high_freq, 0, 0),
+};
+#undef INT
+#define COUNT(t) (sizeof(t) / sizeof(t)[0])
+
+static const char *const scaling_names[] = { "default", "linear", "llama3" };
+
+char *arch_to_json(const struct arch *a)
+{
+    json_t *o = json_object(), *eos = json_array(), *windowed = json_array();
+    const char *base = (const char *)a;
+    int bad = json_object_set_new(o, "family", json_string(a->family));
+    for (size_t i = 0; i < COUNT(int_fields); i++)
+        bad |= json_object_set_new(o, int_fields[i].key,
+                                   json_integer(*(const int *)(base + int_fields[i].offset)));
+    for (size_t i = 0; i < COUNT(bool_fields); i++)
+        bad |= json_object_set_new(o, bool_fields[i].key,
+                                   json_boolean(*(const bool *)(base + bool_fields[i].offset)));
+    for (size_t i = 0; i < COUNT(double_fields); i++)
+        bad |= json_object_set_new(o, double_fields[i].key,
+                                   json_real(*(const double *)(base + double_fields[i].offset)));
+    bad |= json_object_set_new(o, "norm_eps", json_real((double)a->norm_eps));
+    bad |= json_object_set_new(o, "rope_scaling", json_string(scaling_names[a->rope_scaling]));
+    for (int i = 0; i < a->neos; i++)
+        bad |= json_array_append_new(eos, json_integer(a->eos[i]));
+    for (int l = 0; l < a->L; l++)
+        if (arch_layer_windowed(a, l))
+            bad |= json_array_append_new(windowed, json_integer(l));
+    bad |= json_object_set_new(o, "eos", eos);
+    bad |= json_object_set_new(o, "windowed", windowed);
+    char *text = bad ? NULL : json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
+    json_decref(o);
+    return text;
+}
+
+/* A list of integers in [0, max). */
+static int read_list(const json_t *o, const char *key, int max, size_t limit, int *ret, int *ret_n,
+                     struct err *err)
+{
+    const json_t *v = json_object_get(o, key);
+    if (!json_is_array(v) || json_array_size(v) > limit)
+        return err_set(err, ERR_INVALID, "lorad.arch: %s is not a list of at most %zu integers",
+                       key, limit);
+    *ret_n = (int)json_array_size(v);
+    for (int i = 0; i < *ret_n; i++) {
+        const json_t *e = json_array_get(v, (size_t)i);
+        if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) >= max)
+            return err_set(err, ERR_INVALID, "lorad.arch: %s[%d] is not an integer below %d", key,
+                           i, max);
+        ret[i] = (int)json_integer_value(e);
+    }
+    return ERR_OK;
+}
+
+static int read_kept(const json_t *o, struct arch *a, struct err *err)
+{
+    char *base = (char *)a;
+    double eps = 0;
+    int windowed[ARCH_MAX_LAYERS], n = 0;
+    const char *family = json_string_value(json_object_get(o, "family"));
+    const char *scaling = json_string_value(json_object_get(o, "rope_scaling"));
+    if (family == NULL || family_find(family) == NULL)
+        return err_set(err, ERR_INVALID, "lorad.arch: family \"%.60s\" is unknown; known: %s",
+                       family ? family : "", family_list());
+    snprintf(a->family, sizeof a->family, "%s", family);
+    int rc = ERR_OK;
+    for (size_t i = 0; i < COUNT(int_fields) && rc == ERR_OK; i++)
+        rc = cfg_int(o, int_fields[i].key, CFG_REQUIRED, int_fields[i].min, int_fields[i].max,
+                     (int *)(base + int_fields[i].offset), err);
+    for (size_t i = 0; i < COUNT(bool_fields) && rc == ERR_OK; i++)
+        rc = cfg_bool(o, bool_fields[i].key, false, (bool *)(base + bool_fields[i].offset), err);
+    for (size_t i = 0; i < COUNT(double_fields) && rc == ERR_OK; i++)
+        rc = cfg_double(o, double_fields[i].key, NAN, 0, 1e15,
+                        (double *)(base + double_fields[i].offset), err);
+    if (rc == ERR_OK)
+        rc = cfg_double(o, "norm_eps", NAN, 1e-13, 0.11, &eps, err);
+    if (rc == ERR_OK)
+        rc = read_list(o, "eos", a->V, ARCH_MAX_EOS, a->eos, &a->neos, err);
+    if (rc == ERR_OK)
+        rc = read_list(o, "windowed", a->L, ARCH_MAX_LAYERS, windowed, &n, err);
+    for (int i = 0; i < n && rc == ERR_OK; i++)
+        arch_set_windowed(a, windowed[i]);
+    a->norm_eps = (float)eps;
+    if (rc != ERR_OK)
+        return rc;
+    for (int s = 0; s < (int)COUNT(scaling_names); s++)
+        if (scaling != NULL && strcmp(scaling, scaling_names[s]) == 0) {
+            a->rope_scaling = (enum rope_scaling)s;
+            return arch_check(a, err);
+        }
+    return err_set(err, ERR_INVALID, "lorad.arch: rope_scaling \"%.60s\" is unknown",
+                   scaling ? scaling : "");
+}
+
+int arch_from_json(const char *json, struct arch *ret, struct err *err)
+{
+    json_t *o = NULL;
+    struct arch a = { .bos = -1 };
+    int rc = parse_json(json, "lorad.arch", &o, err);
+    if (rc == ERR_OK)
+        rc = read_kept(o, &a, err);
+    json_decref(o);
+    if (rc == ERR_OK)
+        *ret = a;
+    return rc;
+}
+
+/* What cannot be seen from one field alone.  A base file is as hostile as a config.json. */
+int arch_check(const struct arch *a, struct err *err)
+{
+    static const uint8_t none[sizeof a->windowed];
+    if (a->H % a->G != 0)
+        return err_set(err, ERR_INVALID,
+                       "model config: num_attention_heads %d is not a multiple of "
+                       "num_key_value_heads %d",
+                       a->H, a->G);
+    if (a->hd % 2 != 0)
+        return err_set(err, ERR_INVALID, "model config: head_dim %d is odd; rope needs pairs",
+                       a->hd);
+    if ((int64_t)a->H * a->hd > 1 << 20)
+        return err_set(err, ERR_INVALID,
+                       "model config: %d heads of %d are %lld wide; the limit is %d", a->H, a->hd,
+                       (long long)a->H * a->hd, 1 << 20);
+    if (a->bos >= a->V)
+        return err_set(err, ERR_INVALID, "model config: bos_token_id %d is not below vocab_size %d",
+                       a->bos, a->V);
+    if (a->window == 0 && memcmp(a->windowed, none, sizeof none) != 0)
+        return err_set(err, ERR_INVALID, "model config: layers have a sliding window of no size");
+    if (!(a->rope_theta >= 1) || (a->rope_scaling != ROPE_PLAIN && !(a->rope_factor > 0)))
+        return err_set(err, ERR_INVALID, "model config: rope_theta %g with factor %g is no rope",
+                       a->rope_theta, a->rope_factor);
+    if (a->rope_scaling == ROPE_LLAMA3 &&
+        !(a->rope_low_freq > 0 && a->rope_high_freq > a->rope_low_freq && a->rope_original_max > 0))
+        return err_set(err, ERR_INVALID,
+                       "model config: high_freq_factor %g is not above low_freq_factor %g",
+                       a->rope_high_freq, a->rope_low_freq);
+    return ERR_OK;
+}

@@ -1,0 +1,32 @@
+/* arch_int.h - shared by arch.c and arch_config.c: typed reading of config.json.
+ *
+ * A field that is missing or null takes the default; one of another type or outside its range is
+ * an error that names field and value.  The same functions read the form kept in a base file, so
+ * their messages say "model config". */
+#ifndef ENGINE_ARCH_INT_H
+#define ENGINE_ARCH_INT_H
+
+#include "engine/arch.h"
+
+#include <jansson.h>
+
+extern const struct family arch_families[];
+extern const size_t arch_nfamilies;
+
+enum { ARCH_MAX_LAYERS = 512 };
+
+/* Pass as the default of a field that must be there. */
+#define CFG_REQUIRED (-2147483647 - 1)
+
+int cfg_int(const json_t *o, const char *key, int def, int min, int max, int *ret,
+            struct err *err);
+int cfg_bool(const json_t *o, const char *key, bool def, bool *ret, struct err *err);
+/* `def` NAN: required. */
+int cfg_double(const json_t *o, const char *key, double def, double min, double max, double *ret,
+               struct err *err);
+
+/* All numbers of an arch are within what the engine can index, and fit each other. */
+int arch_check(const struct arch *a, struct err *err);
+void arch_set_windowed(struct arch *a, int layer);
+
+#endif
