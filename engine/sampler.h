@@ -1,9 +1,16 @@
 /* sampler.h - from logits to the next token.
  *
- * Order: logit_bias; repetition penalty (over prompt and output), presence and frequency penalties
+ * Order: logit_bias (added); repetition penalty (over prompt and output), presence and frequency penalties
  * (over the output); then, if temperature is 0, the largest logit (lowest id wins a tie); else
  * temperature, top_k, top_p, min_p, and one draw.  Log-probabilities are of the distribution after
- * bias and penalties and before temperature and cuts (log-softmax in fp64, fixed order).
+ * bias and penalties and before temperature and cuts (log-softmax in fp64, see prob.h).
+ *
+ *   repetition p   logit / p if positive, logit * p if not, once per token seen
+ *   presence p     logit - p, once per token seen; frequency p: logit - p * times seen
+ *   top_k k        the k likeliest (lowest ids first among equals)
+ *   top_p p        of those, the fewest likeliest whose share is at least p
+ *   min_p p        of those, all at least p times as likely as the likeliest
+ * The draw walks what is left in the order of ids.
  *
  * Random numbers are counter based: a pure function of (seed, choice, position), Philox 4x32-10
  * (Salmon et al., SC 2011), so that a sequence can be preempted, moved in a batch, or replayed.
@@ -13,6 +20,7 @@
 
 #include "engine/err.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -59,9 +67,18 @@ int sample_check(const struct sample_params *p, int V, struct err *err);
 struct sampler;
 int sampler_create(int V, struct sampler **ret, struct err *err);
 void sampler_destroy(struct sampler *s);
+size_t sampler_bytes(int V); /* what one takes, for the memory plan */
 /* Logits [V] are overwritten.  tokens[0..n) is the sequence so far, of which the first nprompt are
- * the prompt; position n decides the random numbers. */
-void sampler_run(struct sampler *s, const struct sample_params *p, float *logits,
+ * the prompt; position n decides the random numbers.  false if a logit is NaN or infinite, so that
+ * there is no distribution to choose from. */
+bool sampler_run(struct sampler *s, const struct sample_params *p, float *logits,
                  const int32_t *tokens, int n, int nprompt, struct sample_result *ret);
+/* No choice: the log-probability of `token` and `top` alternatives under the logits as they are
+ * (prompt tokens).  The logits are not changed. */
+bool sampler_score(struct sampler *s, const float *logits, int32_t token, int top,
+                   struct sample_result *ret);
+
+/* The random function itself: 10 rounds of Philox 4x32. */
+void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t ret[4]);
 
 #endif
