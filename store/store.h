@@ -25,6 +25,9 @@ struct store; /* opaque: see store_int.h */
  * (id 1) always exists. */
 int store_open(const char *path, struct store **ret, struct err *err);
 void store_close(struct store *st); /* NULL is fine */
+/* Whom the audit table names for what this connection writes from now on: a key's id, or 0 (the
+ * command line, a server without keys), which is what a new connection starts with. */
+void store_actor(struct store *st, int64_t key_id);
 /* Changes when another connection has written (PRAGMA data_version). */
 int store_data_version(struct store *st, int64_t *ret, struct err *err);
 /* PRAGMA integrity_check, foreign_key_check, and the hash of every version's tensors. */
@@ -34,25 +37,28 @@ enum { STORE_NAME_MAX = 64 };
 /* [a-z0-9][a-z0-9._-]{0,63}; ERR_INVALID says so. */
 int store_name_check(const char *what, const char *name, struct err *err);
 
-/* --- tenants and keys (tenants.c) --------------------------------------------------------- */
+/* --- tenants (tenants.c) and keys (keys.c) ------------------------------------------------- */
 enum { STORE_TENANT_DEFAULT = 1 };
 
 struct store_tenant {
     int64_t id;
     char name[STORE_NAME_MAX + 1];
     int64_t created_ms;
-    int64_t nadapters, nkeys;
+    int64_t nadapters;
+    int64_t nkeys;  /* that are not revoked */
 };
 int store_tenant_add(struct store *st, const char *name, int64_t *ret_id, struct err *err);
 int store_tenant_find(struct store *st, const char *name, int64_t *ret_id, struct err *err);
 int store_tenant_get(struct store *st, int64_t id, struct store_tenant *ret, struct err *err);
+/* free() it. */
 int store_tenant_list(struct store *st, struct store_tenant **ret, size_t *ret_n, struct err *err);
-/* Only when it has no adapters. */
+/* Only when it has no adapters, and never `default`; its keys are gone with it. */
 int store_tenant_remove(struct store *st, const char *name, struct err *err);
 
 /* A key is "lorad_" and 43 characters of base64url (256 random bits).  Only a keyed hash
  * (HMAC-SHA-256 with the pepper) is stored; the pepper lies in DB + ".pepper", mode 0600, made on
- * first use.  Its first 12 characters are kept to recognise it by. */
+ * first use; one that others may read is refused, and so is one that is not the keys'.  The key's
+ * first 12 characters are kept to recognise it by. */
 enum { STORE_KEY_LEN = 6 + 43 };
 struct store_key {
     int64_t id, tenant;
@@ -63,15 +69,17 @@ struct store_key {
 };
 int store_key_create(struct store *st, int64_t tenant, const char *label,
                      char ret_key[STORE_KEY_LEN + 1], int64_t *ret_id, struct err *err);
-/* ERR_AUTH if it is none of ours or revoked.  Constant time in the key. */
+/* ERR_AUTH with slug "invalid_api_key" if it is none of ours or revoked.  Constant time in the key.
+ * Notes the time in last_used_ms at most once a minute, and never waits for a writer to do so. */
 int store_key_check(struct store *st, const char *key, struct store_key *ret, struct err *err);
+/* free() it. */
 int store_key_list(struct store *st, int64_t tenant /* 0: all */, struct store_key **ret,
                    size_t *ret_n, struct err *err);
 int store_key_revoke(struct store *st, int64_t id, struct err *err);
-/* Is there any key at all?  (Without keys the server listens on loopback only.) */
+/* How many good keys are there?  (Without keys the server listens on loopback only.) */
 int store_key_count(struct store *st, int64_t *ret, struct err *err);
 
-/* --- adapters and versions (adapters.c) ---------------------------------------------------- */
+/* --- adapters (adapters.c), versions (versions.c), tensors (tensors.c) ---------------------- */
 struct store_version {
     int64_t id, adapter, tenant;
     char name[STORE_NAME_MAX + 1];   /* the adapter's */
@@ -102,8 +110,8 @@ struct store_put_opts {
     const char *origin;       /* "upload" */
 };
 /* New version of `name` (the adapter is made if there is none), in one transaction, tensors in chunk
- * rows of at most 4 MiB.  The same content as an existing version of this adapter is that version
- * (*ret_new false): nothing is written except, with activate, which one is live. */
+ * rows of at most 4 MiB.  The same content for the same base as an existing version of this adapter
+ * is that version (*ret_new false): nothing is written except, with activate, which one is live. */
 int store_adapter_put(struct store *st, int64_t tenant, const char *name,
                       const struct adapter_src *src, const struct store_put_opts *o,
                       struct store_version *ret, bool *ret_new, struct err *err);
@@ -112,10 +120,11 @@ int store_adapter_put(struct store *st, int64_t tenant, const char *name,
  * "model_not_found". */
 int store_version_find(struct store *st, int64_t tenant, const char *ref,
                        struct store_version *ret, struct err *err);
-/* Live versions of the tenant's adapters, by name; `after` (a name or NULL) and `limit` page it.
- * Adapters without a live version are listed with their newest. */
+/* Live versions of the tenant's adapters, by name; `after` (a name or NULL) and `limit` (0: all)
+ * page it.  Adapters without a live version are listed with their newest. */
 int store_adapter_list(struct store *st, int64_t tenant, const char *after, int limit,
                        struct store_version **ret, size_t *ret_n, struct err *err);
+/* All versions, oldest first; ERR_NOT_FOUND if there is no such adapter. */
 int store_version_list(struct store *st, int64_t tenant, const char *name,
                        struct store_version **ret, size_t *ret_n, struct err *err);
 int store_adapter_count(struct store *st, int64_t tenant /* 0: all */, int64_t *ret,
@@ -123,12 +132,14 @@ int store_adapter_count(struct store *st, int64_t tenant /* 0: all */, int64_t *
 /* Make version `version` live. */
 int store_adapter_promote(struct store *st, int64_t tenant, const char *name, int version,
                           struct err *err);
-/* NAME: the adapter with all its versions.  A version alone: ERR_CONFLICT if it is live. */
+/* NAME: the adapter with all its versions.  A version alone: ERR_CONFLICT if it is live; the last
+ * one takes the adapter with it. */
 int store_adapter_delete(struct store *st, int64_t tenant, const char *name, struct err *err);
 int store_version_delete(struct store *st, int64_t tenant, const char *name, int version,
                          struct err *err);
 
-/* Everything of a version, for building it or writing it out.  Checks the hash. */
+/* Everything of a version, for building it or writing it out.  Checks the hash: ERR_DB if the
+ * tensors are not what was put in. */
 int store_version_load(struct store *st, int64_t version_id, struct adapter_src **ret,
                        struct err *err);
 /* Per-module facts without the tensors (A, B, E are NULL): for showing. */
@@ -137,7 +148,9 @@ int store_version_modules(struct store *st, int64_t version_id, struct adapter_s
 
 /* --- spool (spool.c) ------------------------------------------------------------------------ */
 /* Uploads gather in files DB.spool/XXXXXX (folder mode 0700) until they are checked and written in
- * one transaction.  What a killed process left is removed when the server starts. */
+ * one transaction.  What a killed process left is removed when the server starts; files in use,
+ * also by another process, are locked (flock) and stay.  ":memory:" spools to TMPDIR.  A spool
+ * belongs to one thread at a time. */
 struct spool;
 int spool_clean(const char *db_path, struct err *err);
 /* At most `max` bytes: more is ERR_TOO_LARGE. */
