@@ -1,0 +1,189 @@
+/* dot.c - fp32 dot products and scaled additions: the scalar definition, and AVX-512.
+ *
+ * Each function is written once for any weight type as an always-inlined body with a literal
+ * `enum dtype`, and instantiated for fp32, bf16 and fp16 below. */
+#include "engine/dot.h"
+#include "engine/simd_int.h"
+
+#include <math.h>
+
+/* --- scalar: the definition -------------------------------------------------------------- */
+
+INLINE float widen(enum dtype t, const void *w, size_t i)
+{
+    if (t == DT_F32)
+        return ((const float *)w)[i];
+    const uint16_t h = ((const uint16_t *)w)[i];
+    return t == DT_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+}
+
+INLINE float dot_scalar(enum dtype t, const float *x, const void *w, size_t n)
+{
+    float lane[16] = { 0.0f };
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t l = 0; l < 16; l++)
+            lane[l] = fmaf(x[i + l], widen(t, w, i + l), lane[l]);
+    if (i < n)
+        for (size_t l = 0; l < 16; l++)
+            lane[l] =
+                i + l < n ? fmaf(x[i + l], widen(t, w, i + l), lane[l]) : fmaf(0.0f, 0.0f, lane[l]);
+    for (int half = 8; half > 0; half /= 2)
+        for (int l = 0; l < half; l++)
+            lane[l] += lane[l + half];
+    return lane[0];
+}
+
+INLINE const void *row_of(enum dtype t, const void *w, size_t ldw, int n)
+{
+    return (const char *)w + (size_t)n * ldw * (t == DT_F32 ? 4 : 2);
+}
+
+INLINE void dots_scalar(enum dtype t, const float *x, size_t ldx, int M, const void *w, size_t ldw,
+                        int N, size_t K, float *y, size_t ldy)
+{
+    for (int n = 0; n < N; n++)
+        for (int m = 0; m < M; m++)
+            y[(size_t)m * ldy + (size_t)n] =
+                dot_scalar(t, x + (size_t)m * ldx, row_of(t, w, ldw, n), K);
+}
+
+INLINE void axpy_scalar(enum dtype t, float a, const void *w, float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = fmaf(a, widen(t, w, i), y[i]);
+}
+
+/* The functions of one instruction set for one type, and the table of an instruction set. */
+#define INSTANTIATE(isa, attribute, name, type, dt)                                                \
+    attribute static float dot_##name##_##isa(const float *x, const type *w, size_t n)             \
+    {                                                                                              \
+        return dot_##isa(dt, x, w, n);                                                             \
+    }                                                                                              \
+    attribute static void dots_##name##_##isa(const float *x, size_t ldx, int M, const type *w,    \
+                                              size_t ldw, int N, size_t K, float *y, size_t ldy)   \
+    {                                                                                              \
+        dots_##isa(dt, x, ldx, M, w, ldw, N, K, y, ldy);                                           \
+    }                                                                                              \
+    attribute static void axpy_##name##_##isa(float a, const type *w, float *y, size_t n)          \
+    {                                                                                              \
+        axpy_##isa(dt, a, w, y, n);                                                                \
+    }
+
+#define TABLE(isa, attribute)                                                                      \
+    INSTANTIATE(isa, attribute, f32, float, DT_F32)                                                \
+    INSTANTIATE(isa, attribute, bf16, uint16_t, DT_BF16)                                           \
+    INSTANTIATE(isa, attribute, f16, uint16_t, DT_F16)                                             \
+    static const struct dot_ops ops_##isa = {                                                      \
+        dot_f32_##isa,  dot_bf16_##isa, dot_f16_##isa,   dots_f32_##isa, dots_bf16_##isa,          \
+        dots_f16_##isa, axpy_f32_##isa, axpy_bf16_##isa, axpy_f16_##isa,                           \
+    };
+
+TABLE(scalar, )
+
+/* --- AVX-512 ----------------------------------------------------------------------------- */
+#if defined(__x86_64__)
+
+/* The elements of `w` from i on that `mask` names, widened; zeros elsewhere. */
+INLINE AVX512 __m512 load16(enum dtype t, const void *w, size_t i, __mmask16 mask)
+{
+    if (t == DT_F32)
+        return _mm512_maskz_loadu_ps(mask, (const float *)w + i);
+    const __m256i h = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)w + i);
+    if (t == DT_F16)
+        return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+INLINE AVX512 __mmask16 tail_mask(size_t n) { return (__mmask16)((1u << n % 16) - 1); }
+
+INLINE AVX512 float tree(__m512 s)
+{
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* A block of MR rows of x by NR rows of w, both literals: MR * NR accumulators in registers. */
+INLINE AVX512 void block_avx512(enum dtype t, int MR, int NR, const float *x, size_t ldx,
+                                const void *w, size_t ldw, size_t K, float *y, size_t ldy)
+{
+    __m512 sum[16];
+    UNROLL
+    for (int i = 0; i < MR * NR; i++)
+        sum[i] = _mm512_setzero_ps();
+    const size_t whole = K - K % 16;
+    for (size_t k = 0; k < K; k += 16) {
+        const __mmask16 mask = k < whole ? 0xffff : tail_mask(K);
+        __m512 a[4];
+        UNROLL
+        for (int m = 0; m < MR; m++)
+            a[m] = _mm512_maskz_loadu_ps(mask, x + (size_t)m * ldx + k);
+        UNROLL
+        for (int n = 0; n < NR; n++) {
+            const __m512 b = load16(t, row_of(t, w, ldw, n), k, mask);
+            UNROLL
+            for (int m = 0; m < MR; m++)
+                sum[n * MR + m] = _mm512_fmadd_ps(a[m], b, sum[n * MR + m]);
+        }
+    }
+    UNROLL
+    for (int n = 0; n < NR; n++) {
+        UNROLL
+        for (int m = 0; m < MR; m++)
+            y[(size_t)m * ldy + (size_t)n] = tree(sum[n * MR + m]);
+    }
+}
+
+INLINE AVX512 float dot_avx512(enum dtype t, const float *x, const void *w, size_t n)
+{
+    float ret;
+    block_avx512(t, 1, 1, x, 0, w, 0, n, &ret, 0);
+    return ret;
+}
+
+/* All M rows of x by NR rows of w. */
+INLINE AVX512 void strip_avx512(enum dtype t, int NR, const float *x, size_t ldx, int M,
+                                const void *w, size_t ldw, size_t K, float *y, size_t ldy)
+{
+    int m = 0;
+    for (; m + 4 <= M; m += 4)
+        block_avx512(t, 4, NR, x + (size_t)m * ldx, ldx, w, ldw, K, y + (size_t)m * ldy, ldy);
+    for (; m < M; m++)
+        block_avx512(t, 1, NR, x + (size_t)m * ldx, ldx, w, ldw, K, y + (size_t)m * ldy, ldy);
+}
+
+INLINE AVX512 void dots_avx512(enum dtype t, const float *x, size_t ldx, int M, const void *w,
+                               size_t ldw, int N, size_t K, float *y, size_t ldy)
+{
+    int n = 0;
+    for (; n + 4 <= N; n += 4)
+        strip_avx512(t, 4, x, ldx, M, row_of(t, w, ldw, n), ldw, K, y + n, ldy);
+    for (; n < N; n++)
+        strip_avx512(t, 1, x, ldx, M, row_of(t, w, ldw, n), ldw, K, y + n, ldy);
+}
+
+INLINE AVX512 void axpy_avx512(enum dtype t, float a, const void *w, float *y, size_t n)
+{
+    const __m512 factor = _mm512_set1_ps(a);
+    const size_t whole = n - n % 16;
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = i < whole ? 0xffff : tail_mask(n);
+        const __m512 old = _mm512_maskz_loadu_ps(mask, y + i);
+        _mm512_mask_storeu_ps(y + i, mask, _mm512_fmadd_ps(factor, load16(t, w, i, mask), old));
+    }
+}
+
+TABLE(avx512, AVX512)
+#endif
+
+const struct dot_ops *dot_ops(enum isa isa)
+{
+#if defined(__x86_64__)
+    if (isa == ISA_AVX512)
+        return &ops_avx512;
+#endif
+    (void)isa;
+    return &ops_scalar;
+}
