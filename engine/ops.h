@@ -1,0 +1,84 @@
+/* ops.h - everything a transformer block does beside its linear layers: norms, rope, silu, softmax.
+ *
+ * One table of functions per instruction set.  The scalar functions (ops.c) are the definition: they
+ * sum in the order in which the vector code does (16 lanes, element i in lane i % 16, fused
+ * multiply-adds, then the tree of ops_tree()), and they have an exponential of their own, because
+ * libm's differs from machine to machine.  ops_avx512.c gives the same bits for every finite input.
+ *
+ * Pure functions over caller memory; any thread.  n need not be a multiple of anything. */
+#ifndef ENGINE_OPS_H
+#define ENGINE_OPS_H
+
+#include "engine/compute.h"
+#include "engine/kv.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Attention works on tiles of 64 positions (4 pages of the cache), aligned to absolute positions,
+ * so that its order of additions depends on nothing but the position. */
+enum { OPS_TILE = 64, OPS_TILE_PAGES = OPS_TILE / KV_PAGE, OPS_QUERIES = 4 };
+
+/* Running softmax of one query: the maximum so far, and sums of exp(score - max) by lane. */
+struct ops_softmax {
+    float max;
+    float sum[16];
+};
+
+struct ops {
+    /* y = x / sqrt(mean(x^2) + eps) * w; y may be x. */
+    void (*rmsnorm)(const float *x, const float *w, float eps, int n, float *y);
+    /* Rotate the pairs (i, i + hd/2) of one head in place; cos and sin are [hd/2]. */
+    void (*rope)(float *x, const float *cos, const float *sin, int hd);
+    /* y = gate / (1 + exp(-gate)) * up; y may be either. */
+    void (*silu_mul)(const float *gate, const float *up, int n, float *y);
+    /* y += x */
+    void (*add)(const float *x, int n, float *y);
+    /* y = exp(x), within 1.5 ulp; y may be x. */
+    void (*exp)(const float *x, int n, float *y);
+    /* Round to nearest even. */
+    void (*to_f16)(const float *x, int n, uint16_t *y);
+
+    /* --- leaves of attention (attn.c) ---
+     * Scores of `nq` <= OPS_QUERIES queries with the 16 positions of one page, K transposed
+     * [hd][16], fp16 or fp32; sums over hd in 4 accumulators (d % 4), added as (0+1)+(2+3), times
+     * scale.  Scores go to s[i][0..15]. */
+    void (*scores)(const void *k, bool f32, int hd, float scale, int nq, const float *const *q,
+                   float *const *s);
+    /* s[0..64) are scores of which [a, b) are visible: they become exp(s - max), the others 0, and
+     * enter the sums.  Returns what the values gathered so far must be multiplied with (1 unless
+     * the maximum grew). */
+    float (*softmax)(struct ops_softmax *m, float *s, int a, int b);
+    /* out[i][d] = fma(p[i][j], v[j][d], out[i][d]) for j = a .. b-1 in turn, V [16][hd]. */
+    void (*values)(const void *v, bool f32, int hd, int a, int b, int nq, const float *const *p,
+                   float *const *out);
+    /* y *= c */
+    void (*scale)(float c, int n, float *y);
+};
+
+const struct ops *ops_for(enum isa isa);
+extern const struct ops ops_scalar;
+#if defined(__x86_64__)
+extern const struct ops ops_avx512;
+#endif
+
+/* The one order in which 16 lanes are added: i and i + 8, then + 4, + 2, + 1. */
+float ops_tree(const float lane[16]);
+
+/* exp(x) = 2^n (1 + r + r^2 q(r)), n = round(x / ln 2), r = x - n ln 2 in two steps, q of degree 5
+ * interpolated at the Chebyshev nodes (error 0.013 ulp before rounding).  Above 89 the result is
+ * infinite, below -104 zero. */
+#define OPS_EXP_MIN (-104.0f)
+#define OPS_EXP_MAX 89.0f
+#define OPS_LOG2E 0x1.715476p+0f
+#define OPS_LN2_HI 0x1.62e430p-1f
+#define OPS_LN2_LO (-0x1.05c610p-29f)
+#define OPS_ROUND 12582912.0f /* adding and taking away 1.5 * 2^23 rounds to an integer */
+#define OPS_EXP_Q0 0x1.000000p-1f
+#define OPS_EXP_Q1 0x1.555556p-3f
+#define OPS_EXP_Q2 0x1.5554e8p-5f
+#define OPS_EXP_Q3 0x1.1110e0p-7f
+#define OPS_EXP_Q4 0x1.6d43b0p-10f
+#define OPS_EXP_Q5 0x1.a1256cp-13f
+
+#endif
