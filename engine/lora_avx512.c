@@ -1,15 +1,13 @@
 /* lora_avx512.c - Y += U B^T in registers: up to 4 rows by 4 vectors of outputs while j runs, so that
  * y is read and written once, and each row of B^T is widened once for 4 rows. */
 #include "engine/lora_int.h"
+#include "engine/simd_int.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <stdint.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
-#define INLINE TARGET static inline __attribute__((always_inline))
 
-INLINE __m512 load(enum dtype t, const void *p, size_t i, __mmask16 m)
+INLINE AVX512 __m512 load(enum dtype t, const void *p, size_t i, __mmask16 m)
 {
     if (t == DT_F32)
         return _mm512_maskz_loadu_ps(m, (const float *)p + i);
@@ -20,32 +18,39 @@ INLINE __m512 load(enum dtype t, const void *p, size_t i, __mmask16 m)
 }
 
 /* mr rows, nv vectors from output o on, the last under mask `last`.  t, mr, nv are literals. */
-INLINE void block(enum dtype t, int mr, int nv, const void *bt, size_t ldb, int r, const float *u,
+INLINE AVX512 void block(enum dtype t, int mr, int nv, const void *bt, size_t ldb, int r, const float *u,
                   size_t ldu, float *y, size_t ldy, size_t o, __mmask16 last)
 {
     __m512 acc[4][4];
+    UNROLL
     for (int m = 0; m < mr; m++)
+        UNROLL
         for (int v = 0; v < nv; v++)
             acc[m][v] = _mm512_maskz_loadu_ps(v == nv - 1 ? last : (__mmask16)0xffff,
                                               y + (size_t)m * ldy + o + 16 * (size_t)v);
     for (int j = 0; j < r; j++) {
         __m512 b[4];
+        UNROLL
         for (int v = 0; v < nv; v++)
             b[v] = load(t, bt, (size_t)j * ldb + o + 16 * (size_t)v,
                         v == nv - 1 ? last : (__mmask16)0xffff);
+        UNROLL
         for (int m = 0; m < mr; m++) {
             const __m512 f = _mm512_set1_ps(u[(size_t)m * ldu + (size_t)j]);
+            UNROLL
             for (int v = 0; v < nv; v++)
                 acc[m][v] = _mm512_fmadd_ps(f, b[v], acc[m][v]);
         }
     }
+    UNROLL
     for (int m = 0; m < mr; m++)
+        UNROLL
         for (int v = 0; v < nv; v++)
             _mm512_mask_storeu_ps(y + (size_t)m * ldy + o + 16 * (size_t)v,
                                   v == nv - 1 ? last : (__mmask16)0xffff, acc[m][v]);
 }
 
-INLINE void rows(enum dtype t, int mr, const void *bt, size_t ldb, int r, const float *u,
+INLINE AVX512 void rows(enum dtype t, int mr, const void *bt, size_t ldb, int r, const float *u,
                  size_t ldu, float *y, size_t ldy, size_t n)
 {
     size_t o = 0;
@@ -57,7 +62,7 @@ INLINE void rows(enum dtype t, int mr, const void *bt, size_t ldb, int r, const 
     }
 }
 
-INLINE void all(enum dtype t, const void *bt, size_t ldb, int r, const float *u, size_t ldu, int M,
+INLINE AVX512 void all(enum dtype t, const void *bt, size_t ldb, int r, const float *u, size_t ldu, int M,
                 float *y, size_t ldy, size_t n)
 {
     int m = 0;
@@ -67,7 +72,7 @@ INLINE void all(enum dtype t, const void *bt, size_t ldb, int r, const float *u,
         rows(t, 1, bt, ldb, r, u + (size_t)m * ldu, ldu, y + (size_t)m * ldy, ldy, n);
 }
 
-TARGET void lora_add_avx512(enum dtype t, const void *bt, size_t ldb, int r, const float *u,
+AVX512 void lora_add_avx512(enum dtype t, const void *bt, size_t ldb, int r, const float *u,
                             size_t ldu, int M, float *y, size_t ldy, int n)
 {
     switch (t) {

@@ -4,20 +4,18 @@
  * nothing.  Compiled for AVX-512 F/BW/DQ/VL by target attributes; called only where isa_select()
  * found them. */
 #include "engine/ops.h"
+#include "engine/simd_int.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <math.h>
 #include <stddef.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
-#define INLINE TARGET static inline __attribute__((always_inline))
 
 /* Mask of the first n lanes, n in 0..16. */
-INLINE __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
-INLINE __mmask16 tail(int left) { return left >= 16 ? (__mmask16)0xffff : first(left); }
+INLINE AVX512 __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
+INLINE AVX512 __mmask16 tail(int left) { return left >= 16 ? (__mmask16)0xffff : first(left); }
 
-INLINE float tree(__m512 v)
+INLINE AVX512 float tree(__m512 v)
 {
     __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -25,7 +23,7 @@ INLINE float tree(__m512 v)
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-INLINE __m512 exp16(__m512 x)
+INLINE AVX512 __m512 exp16(__m512 x)
 {
     /* max and min return their second operand when one is a NaN: x, here. */
     x = _mm512_min_ps(_mm512_set1_ps(OPS_EXP_MAX), _mm512_max_ps(_mm512_set1_ps(OPS_EXP_MIN), x));
@@ -43,7 +41,7 @@ INLINE __m512 exp16(__m512 x)
     return _mm512_scalef_ps(y, n);
 }
 
-TARGET static void rmsnorm(const float *x, const float *w, float eps, int n, float *y)
+AVX512 static void rmsnorm(const float *x, const float *w, float eps, int n, float *y)
 {
     __m512 acc = _mm512_setzero_ps();
     for (int i = 0; i < n; i += 16) {
@@ -59,7 +57,7 @@ TARGET static void rmsnorm(const float *x, const float *w, float eps, int n, flo
     }
 }
 
-TARGET static void rope(float *x, const float *cos, const float *sin, int hd)
+AVX512 static void rope(float *x, const float *cos, const float *sin, int hd)
 {
     int half = hd / 2;
     for (int i = 0; i < half; i += 16) {
@@ -71,7 +69,7 @@ TARGET static void rope(float *x, const float *cos, const float *sin, int hd)
     }
 }
 
-TARGET static void silu_mul(const float *gate, const float *up, int n, float *y)
+AVX512 static void silu_mul(const float *gate, const float *up, int n, float *y)
 {
     const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
     for (int i = 0; i < n; i += 16) {
@@ -83,7 +81,7 @@ TARGET static void silu_mul(const float *gate, const float *up, int n, float *y)
     }
 }
 
-TARGET static void add(const float *x, int n, float *y)
+AVX512 static void add(const float *x, int n, float *y)
 {
     for (int i = 0; i < n; i += 16) {
         __mmask16 m = tail(n - i);
@@ -92,7 +90,7 @@ TARGET static void add(const float *x, int n, float *y)
     }
 }
 
-TARGET static void exp_n(const float *x, int n, float *y)
+AVX512 static void exp_n(const float *x, int n, float *y)
 {
     for (int i = 0; i < n; i += 16) {
         __mmask16 m = tail(n - i);
@@ -100,7 +98,7 @@ TARGET static void exp_n(const float *x, int n, float *y)
     }
 }
 
-TARGET static void to_f16(const float *x, int n, uint16_t *y)
+AVX512 static void to_f16(const float *x, int n, uint16_t *y)
 {
     for (int i = 0; i < n; i += 16) {
         __mmask16 m = tail(n - i);
@@ -111,14 +109,14 @@ TARGET static void to_f16(const float *x, int n, uint16_t *y)
 }
 
 /* 16 elements from element i on. */
-INLINE __m512 load(const void *p, bool f32, size_t i)
+INLINE AVX512 __m512 load(const void *p, bool f32, size_t i)
 {
     if (f32)
         return _mm512_loadu_ps((const float *)p + i);
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)p + i)));
 }
 
-INLINE __m512 load_tail(const void *p, bool f32, size_t i, __mmask16 m)
+INLINE AVX512 __m512 load_tail(const void *p, bool f32, size_t i, __mmask16 m)
 {
     if (f32)
         return _mm512_maskz_loadu_ps(m, (const float *)p + i);
@@ -126,26 +124,33 @@ INLINE __m512 load_tail(const void *p, bool f32, size_t i, __mmask16 m)
 }
 
 /* `nq` and `f32` are literals at every call, so that the accumulators live in registers. */
-INLINE void scores_nq(const void *k, bool f32, int hd, float scale, int nq, const float *const *q,
+INLINE AVX512 void scores_nq(const void *k, bool f32, int hd, float scale, int nq, const float *const *q,
                       float *const *s)
 {
     __m512 acc[OPS_QUERIES][4];
+    UNROLL
     for (int i = 0; i < nq; i++)
+        UNROLL
         for (int a = 0; a < 4; a++)
             acc[i][a] = _mm512_setzero_ps();
     int d = 0;
     for (; d + 4 <= hd; d += 4)
+        UNROLL
         for (int a = 0; a < 4; a++) {
             __m512 v = load(k, f32, (size_t)(d + a) * KV_PAGE);
+            UNROLL
             for (int i = 0; i < nq; i++)
                 acc[i][a] = _mm512_fmadd_ps(_mm512_set1_ps(q[i][d + a]), v, acc[i][a]);
         }
+    UNROLL
     for (int a = 0; a < 3; a++)
         if (d + a < hd) {
             __m512 v = load(k, f32, (size_t)(d + a) * KV_PAGE);
+            UNROLL
             for (int i = 0; i < nq; i++)
                 acc[i][a] = _mm512_fmadd_ps(_mm512_set1_ps(q[i][d + a]), v, acc[i][a]);
         }
+    UNROLL
     for (int i = 0; i < nq; i++) {
         __m512 sum = _mm512_add_ps(_mm512_add_ps(acc[i][0], acc[i][1]),
                                    _mm512_add_ps(acc[i][2], acc[i][3]));
@@ -153,7 +158,7 @@ INLINE void scores_nq(const void *k, bool f32, int hd, float scale, int nq, cons
     }
 }
 
-TARGET static void scores(const void *k, bool f32, int hd, float scale, int nq,
+AVX512 static void scores(const void *k, bool f32, int hd, float scale, int nq,
                           const float *const *q, float *const *s)
 {
     switch (nq * 2 + f32) {
@@ -168,11 +173,12 @@ TARGET static void scores(const void *k, bool f32, int hd, float scale, int nq,
     }
 }
 
-TARGET static float softmax(struct ops_softmax *m, float *s, int a, int b)
+AVX512 static float softmax(struct ops_softmax *m, float *s, int a, int b)
 {
     const __m512 none = _mm512_set1_ps(-INFINITY);
     uint64_t visible = (b >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << b) - 1) & ~(uint64_t)0 << a;
     __m512 v[4], top = none;
+    UNROLL
     for (int i = 0; i < 4; i++) {
         v[i] = _mm512_mask_loadu_ps(none, (__mmask16)(visible >> 16 * i), s + 16 * i);
         top = _mm512_max_ps(v[i], top);
@@ -185,6 +191,7 @@ TARGET static float softmax(struct ops_softmax *m, float *s, int a, int b)
         sum = _mm512_mul_ps(sum, _mm512_set1_ps(fix));
     }
     const __m512 base = _mm512_set1_ps(m->max);
+    UNROLL
     for (int i = 0; i < 4; i++) {
         __mmask16 k = (__mmask16)(visible >> 16 * i);
         v[i] = _mm512_maskz_mov_ps(k, exp16(_mm512_sub_ps(v[i], base)));
@@ -196,33 +203,40 @@ TARGET static float softmax(struct ops_softmax *m, float *s, int a, int b)
 }
 
 /* `nv` vectors of the head from element d on; the last may be short.  nq, nv, f32 are literals. */
-INLINE void values_nq(const void *v, bool f32, int hd, int a, int b, int nq, const float *const *p,
+INLINE AVX512 void values_nq(const void *v, bool f32, int hd, int a, int b, int nq, const float *const *p,
                       float *const *out, int d, int nv, __mmask16 m)
 {
     __m512 acc[OPS_QUERIES][4];
+    UNROLL
     for (int i = 0; i < nq; i++)
+        UNROLL
         for (int e = 0; e < nv; e++)
             acc[i][e] = _mm512_maskz_loadu_ps(e == nv - 1 ? m : (__mmask16)0xffff,
                                               out[i] + d + 16 * e);
     for (int j = a; j < b; j++) {
         const size_t at = (size_t)j * (size_t)hd + (size_t)d;
         __m512 x[4];
+        UNROLL
         for (int e = 0; e < nv; e++)
             x[e] = e == nv - 1 ? load_tail(v, f32, at + 16 * (size_t)e, m)
                                : load(v, f32, at + 16 * (size_t)e);
+        UNROLL
         for (int i = 0; i < nq; i++) {
             const __m512 w = _mm512_set1_ps(p[i][j]);
+            UNROLL
             for (int e = 0; e < nv; e++)
                 acc[i][e] = _mm512_fmadd_ps(w, x[e], acc[i][e]);
         }
     }
+    UNROLL
     for (int i = 0; i < nq; i++)
+        UNROLL
         for (int e = 0; e < nv; e++)
             _mm512_mask_storeu_ps(out[i] + d + 16 * e, e == nv - 1 ? m : (__mmask16)0xffff,
                                   acc[i][e]);
 }
 
-INLINE void values_all(const void *v, bool f32, int hd, int a, int b, int nq,
+INLINE AVX512 void values_all(const void *v, bool f32, int hd, int a, int b, int nq,
                        const float *const *p, float *const *out)
 {
     int d = 0;
@@ -234,7 +248,7 @@ INLINE void values_all(const void *v, bool f32, int hd, int a, int b, int nq,
         values_nq(v, f32, hd, a, b, nq, p, out, d, 1, tail(hd - d));
 }
 
-TARGET static void values(const void *v, bool f32, int hd, int a, int b, int nq,
+AVX512 static void values(const void *v, bool f32, int hd, int a, int b, int nq,
                           const float *const *p, float *const *out)
 {
     switch (nq * 2 + f32) {
@@ -249,7 +263,7 @@ TARGET static void values(const void *v, bool f32, int hd, int a, int b, int nq,
     }
 }
 
-TARGET static void scale_n(float c, int n, float *y)
+AVX512 static void scale_n(float c, int n, float *y)
 {
     const __m512 v = _mm512_set1_ps(c);
     for (int i = 0; i < n; i += 16) {
