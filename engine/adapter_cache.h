@@ -25,16 +25,25 @@ struct adapter_cache_stats {
 
 int adapter_cache_create(size_t budget, adapter_load_fn load, void *load_ud,
                          struct adapter_cache **ret, struct err *err);
+/* NULL takes it off again; when this returns no call of the former one is under way. */
 void adapter_cache_on_ready(struct adapter_cache *c, adapter_ready_fn fn, void *ud);
-void adapter_cache_destroy(struct adapter_cache *c); /* joins the loader */
+/* Joins the loader.  Everything must have been released. */
+void adapter_cache_destroy(struct adapter_cache *c); /* NULL is fine */
+size_t adapter_cache_budget(const struct adapter_cache *c);
 
-enum adapter_state { ADAPTER_READY, ADAPTER_LOADING, ADAPTER_FAILED };
-/* READY: *ret is pinned until adapter_cache_release().  LOADING: a load is queued or under way
- * (`bytes` is what it will take: room is made before it starts; it waits while everything is
- * pinned); ask again after on_ready.  FAILED: err says why; the next acquire tries anew. */
+enum adapter_state { ADAPTER_READY, ADAPTER_LOADING, ADAPTER_NO_ROOM, ADAPTER_FAILED };
+/* `ticket` belongs to whoever asks: 0 at first, then kept between calls.
+ * READY: *ret is pinned until adapter_cache_release(); *ticket is 0 again.
+ * LOADING: a load is queued or under way (`bytes` is what it will take: room is made before it
+ * starts); ask again after on_ready.  NO_ROOM: the same, but everything else is pinned and it
+ * waits for a release.  What was loaded for a ticket stays until its holder comes back.
+ * FAILED: err says why, *ticket is 0 again; every holder of a ticket for that load is told, and
+ * asking anew tries anew. */
 enum adapter_state adapter_cache_acquire(struct adapter_cache *c, const uint8_t hash[32],
-                                         int64_t version_id, size_t bytes,
+                                         int64_t version_id, size_t bytes, uint64_t *ticket,
                                          const struct adapter **ret, struct err *err);
+/* Hand back a ticket without waiting for what it stands for; 0 is fine. */
+void adapter_cache_abandon(struct adapter_cache *c, const uint8_t hash[32], uint64_t *ticket);
 void adapter_cache_release(struct adapter_cache *c, const struct adapter *a);
 void adapter_cache_stats(struct adapter_cache *c, struct adapter_cache_stats *ret);
 
