@@ -59,13 +59,14 @@ struct adapter_src {
     /* AdaLoRA's schedule, for the record; zero otherwise */
     int init_r, target_r, tinit, tfinal, deltaT, total_step;
     double beta1, beta2, orth_reg_weight;
-    void *own;               /* tensor memory that adapter_src_free() releases, or NULL */
+    void *own;               /* tensor memory that adapter_src_free() gives to free(), or NULL */
 };
 
 /* Validate a PEFT adapter against a model: every field of the config is honoured or refused by
  * name, every tensor is used or refused by name, shapes and ranks agree with the base and with
  * the patterns, no value is NaN or infinite.  `weights` must stay open while *ret lives (tensors
- * are borrowed).  The table of fields is in peft.c; docs/adapters.md is made from it. */
+ * are borrowed and may lie unaligned).  The table of fields is in peft_fields.c; docs/adapters.md
+ * is made from it. */
 int peft_parse(const struct arch *arch, const char *config, size_t config_len,
                const struct st_file *weights, struct adapter_src **ret, struct err *err);
 /* The same from a folder with adapter_config.json and adapter_model.safetensors; the tensors
@@ -74,9 +75,9 @@ int peft_load_dir(const struct arch *arch, const char *dir, struct adapter_src *
                   struct err *err);
 void adapter_src_free(struct adapter_src *a); /* NULL is fine */
 
-/* sha256 over the method and, per module in order: path, rank, init_rank, scaling (8 bytes of the
- * double, little-endian), dtype name, and the bytes of A, B, E.  Same content, same hash, however
- * the file was laid out. */
+/* sha256 over the method's name and, per module in order: path, in, out, rank, init_rank (4 bytes
+ * each), scaling (8 bytes of the double), dtype name, and the bytes of A, B, E.  Names end with a
+ * NUL, numbers are little-endian.  Same content, same hash, however the file was laid out. */
 void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32]);
 
 /* adapter_model.safetensors of a src, PEFT's names, original types: byte-equal tensors.  Written
@@ -107,6 +108,9 @@ struct adapter {
 int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,
                   struct adapter **ret, struct err *err);
 void adapter_free(struct adapter *a); /* NULL is fine */
+/* The `bytes` that adapter_build() would give, from ranks, shapes and types alone (A, B and E are
+ * not looked at): for budgets. */
+size_t adapter_build_bytes(const struct arch *arch, const struct adapter_src *src);
 static inline const struct lora_module *adapter_module(const struct adapter *a, int layer,
                                                        enum module m)
 {
@@ -117,7 +121,7 @@ static inline const struct lora_module *adapter_module(const struct adapter *a, 
 enum { LORA_SET_MAX = 8 };
 struct lora_set {
     int n;  /* 0: the bare base */
-    struct { const struct adapter *adapter; float weight; } item[LORA_SET_MAX];
+    struct lora_item { const struct adapter *adapter; float weight; } item[LORA_SET_MAX];
 };
 /* Canonical order (by content hash, then weight), so that the sum has one order.  Two items of
  * the same content are merged by adding their weights. */
