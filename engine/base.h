@@ -6,7 +6,8 @@
  *   lorad.name       the name it answers to (the source folder's, unless told otherwise)
  *   lorad.tokenizer  tokenizer.json, as it was
  *   lorad.tokenizer_config, lorad.chat_template   as they were, if there were any
- *   lorad.source     sha256 over the source's files
+ *   lorad.source     sha256 of what `sha256sum FILE...` prints for the source's files, in ascending
+ *                    order of their names
  *   lorad.hash       the base's canonical hash, see base_hash in base.h below
  *   lorad.digests    JSON {tensor: sha256}, what lorad.hash is made from
  *   lorad.type, lorad.head, lorad.embed   the options of import
@@ -15,14 +16,17 @@
  *                      order), X.nested_absmax F32, X.nested_offset F32 [1]
  *   NF4, other K       X U8 [bytes] in the reference layout, and the same scale tensors
  *   8 bit (head)       X U8 [q8_bytes], X.scale F16
- *   f32 / bf16         X F32 or BF16 in its own shape
+ *   f32 / bf16         X F32 or BF16 in its own shape; norms and biases are always F32
  * Tied heads are written as their own tensor `lm_head.weight` unless head and embedding have
  * the same type.
  *
- * Canonical hash: sha256 over, for every source tensor in ascending name order, the name, a NUL,
- * and sha256 of its content: for a quantised linear layer the shape, reference codes, nested
- * codes, nested absmax and offset; for any other tensor its dtype, shape and source bytes.  So
- * packing, head type and format version do not change it, and `--type f32` does. */
+ * Tensors named __pad.N fill up to 64-byte boundaries and mean nothing.
+ *
+ * Canonical hash: sha256 over, for every source tensor that is used, in ascending name order, the
+ * name, a NUL, and the 32 bytes of its digest.  A digest is sha256 over a line of text and bytes:
+ *   quantised linear layers   "NF4 [N,K]\n", reference codes, nested codes, nested absmax, offset
+ *   all others                "DTYPE [shape]\n", the source's bytes
+ * So packing, head type and format version do not change the hash, and `--type f32` does. */
 #ifndef ENGINE_BASE_H
 #define ENGINE_BASE_H
 
@@ -63,10 +67,13 @@ struct base {
 struct base_import_opts {
     const char *name;         /* NULL: the folder's name */
     const char *type;         /* "nf4" (default when NULL) or "f32" */
-    const char *head;         /* "8bit" (default), "bf16", "f32", "nf4" */
-    const char *embed;        /* "bf16" (default) or "f32" */
-    /* called now and then with bytes done and in all; may be NULL */
-    void (*progress)(void *ud, const char *tensor, size_t done, size_t total);
+    const char *head;         /* "8bit" (default), "bf16", "f32" (default of type f32), "nf4" */
+    const char *embed;        /* "bf16" (default) or "f32" (default of type f32) */
+    /* called before each tensor and at the end with bytes done and in all; true: stop, which is
+     * ERR_CANCELLED; may be NULL */
+    bool (*progress)(void *ud, const char *tensor, size_t done, size_t total);
+    /* a sentence for the user that is no error; may be NULL */
+    void (*note)(void *ud, const char *sentence);
     void *ud;
 };
 
@@ -81,7 +88,8 @@ int base_import(const char *dir, const char *out, const struct base_import_opts 
 int base_load(const char *path, enum precision precision, bool use_mmap, struct base **ret,
               struct err *err);
 void base_free(struct base *b); /* NULL is fine */
-/* Bytes that base_load() would take, from the header alone (for the memory plan). */
+/* Bytes that base_load() would take, from the header alone (for the memory plan); PREC_F32 takes
+ * the fp32 scales on top. */
 int base_size(const char *path, size_t *ret, struct err *err);
 
 #endif

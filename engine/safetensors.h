@@ -70,6 +70,10 @@ int st_writer_meta(struct st_writer *w, const char *key, const char *value, size
 int st_writer_tensor(struct st_writer *w, const char *name, const char *dtype_name, int ndim,
                      const int64_t *shape, size_t bytes, struct err *err);
 int st_writer_begin(struct st_writer *w, struct err *err);
+/* Replace the value of a key that was declared with another value of the same encoded length: for
+ * hashes of the data, which are known only after it.  Between begin and commit. */
+int st_writer_patch(struct st_writer *w, const char *key, const char *value, size_t len,
+                    struct err *err);
 /* Append to the data of the current tensor; tensors follow each other as declared. */
 int st_writer_data(struct st_writer *w, const void *data, size_t len, struct err *err);
 int st_writer_commit(struct st_writer *w, struct err *err); /* frees w, also on failure */

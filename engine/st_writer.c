@@ -23,11 +23,19 @@
 
 enum { ALIGN = 64, BUFFER = 1 << 18, HEADER_MAX = 100 * 1000 * 1000 };
 
+/* Where a metadata value lies: offset from the start of the members of __metadata__. */
+struct meta_value {
+    char *key;
+    size_t offset, len;
+};
+
 struct st_writer {
     int fd;
     bool align, begun;
     char *path, *tmp;
     struct buf meta, header; /* comma-separated members of the two JSON objects */
+    struct meta_value *values;
+    size_t nvalues, cap_values;
     size_t *sizes, nsizes, cap; /* bytes of each declared tensor */
     size_t declared;         /* bytes of data so far, pads included */
     size_t npads;
@@ -49,6 +57,9 @@ static void writer_free(struct st_writer *w)
     free(w->tmp);
     buf_free(&w->meta);
     buf_free(&w->header);
+    for (size_t i = 0; i < w->nvalues; i++)
+        free(w->values[i].key);
+    free(w->values);
     free(w->sizes);
     free(w->buffer);
     free(w);
@@ -117,6 +128,24 @@ static int add_string(struct buf *b, const char *s, size_t len, const char *what
     return rc == ERR_OK ? ERR_OK : err_set(err, rc, "%s does not fit into the file's header", what);
 }
 
+/* Remember that the value of `key` lies in meta[begin, meta.len). */
+static int remember(struct st_writer *w, const char *key, size_t begin, struct err *err)
+{
+    if (w->nvalues == w->cap_values) {
+        size_t cap = w->cap_values ? 2 * w->cap_values : 16;
+        struct meta_value *p = realloc(w->values, cap * sizeof *p);
+        if (p == NULL)
+            return err_nomem(err);
+        w->values = p;
+        w->cap_values = cap;
+    }
+    char *copy = strdup(key);
+    if (copy == NULL)
+        return err_nomem(err);
+    w->values[w->nvalues++] = (struct meta_value){ copy, begin, w->meta.len - begin };
+    return ERR_OK;
+}
+
 int st_writer_meta(struct st_writer *w, const char *key, const char *value, size_t len,
                    struct err *err)
 {
@@ -125,8 +154,11 @@ int st_writer_meta(struct st_writer *w, const char *key, const char *value, size
         rc = add_string(&w->meta, key, strlen(key), key, err);
     if (rc == ERR_OK)
         rc = buf_puts(&w->meta, ":");
+    size_t begin = w->meta.len;
     if (rc == ERR_OK)
         rc = add_string(&w->meta, value, len, key, err);
+    if (rc == ERR_OK)
+        rc = remember(w, key, begin, err);
     return rc == ERR_OK ? ERR_OK : err_set(err, rc, "metadata %s does not fit into the header", key);
 }
 
@@ -211,13 +243,15 @@ static int advance(struct st_writer *w, struct err *err)
     return ERR_OK;
 }
 
+#define META_BEGIN "\"__metadata__\":{"
+
 int st_writer_begin(struct st_writer *w, struct err *err)
 {
     struct buf h;
     buf_init(&h, HEADER_MAX);
     int rc = buf_puts(&h, "{");
     if (rc == ERR_OK && w->meta.len > 0) {
-        rc = buf_printf(&h, "\"__metadata__\":{");
+        rc = buf_puts(&h, META_BEGIN);
         if (rc == ERR_OK)
             rc = buf_add(&h, w->meta.data, w->meta.len);
         if (rc == ERR_OK)
@@ -266,6 +300,32 @@ int st_writer_data(struct st_writer *w, const void *data, size_t len, struct err
             return rc;
     }
     return ERR_OK;
+}
+
+int st_writer_patch(struct st_writer *w, const char *key, const char *value, size_t len,
+                    struct err *err)
+{
+    const struct meta_value *v = NULL;
+    for (size_t i = 0; i < w->nvalues && v == NULL; i++)
+        if (strcmp(w->values[i].key, key) == 0)
+            v = &w->values[i];
+    struct buf text;
+    buf_init(&text, HEADER_MAX);
+    int rc = flush(w, err);
+    if (rc == ERR_OK)
+        rc = add_string(&text, value, len, key, err);
+    if (rc == ERR_OK && (!w->begun || v == NULL || text.len != v->len))
+        rc = err_set(err, ERR_INTERNAL, "%s: metadata %s cannot be replaced", w->path, key);
+    size_t done = 0;
+    while (rc == ERR_OK && done < text.len) {
+        off_t at = (off_t)(8 + strlen("{" META_BEGIN) + v->offset + done);
+        ssize_t n = pwrite(w->fd, text.data + done, text.len - done, at);
+        if (n < 0 && errno != EINTR)
+            rc = err_set(err, ERR_IO, "%s: %s", w->tmp, strerror(errno));
+        done += n > 0 ? (size_t)n : 0;
+    }
+    buf_free(&text);
+    return rc;
 }
 
 /* A rename is on the disk when its folder is. */
