@@ -17,9 +17,9 @@ INLINE float widen(enum dtype t, const void *w, size_t i)
     return t == DT_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
 }
 
-INLINE float dot_scalar(enum dtype t, const float *x, const void *w, size_t n)
+/* The lanes go on from where they are. */
+INLINE void lanes_scalar(enum dtype t, const float *x, const void *w, size_t n, float *lane)
 {
-    float lane[16] = { 0.0f };
     size_t i = 0;
     for (; i + 16 <= n; i += 16)
         for (size_t l = 0; l < 16; l++)
@@ -28,10 +28,21 @@ INLINE float dot_scalar(enum dtype t, const float *x, const void *w, size_t n)
         for (size_t l = 0; l < 16; l++)
             lane[l] =
                 i + l < n ? fmaf(x[i + l], widen(t, w, i + l), lane[l]) : fmaf(0.0f, 0.0f, lane[l]);
+}
+
+float dot_tree(float lane[16])
+{
     for (int half = 8; half > 0; half /= 2)
         for (int l = 0; l < half; l++)
             lane[l] += lane[l + half];
     return lane[0];
+}
+
+INLINE float dot_scalar(enum dtype t, const float *x, const void *w, size_t n)
+{
+    float lane[16] = { 0.0f };
+    lanes_scalar(t, x, w, n, lane);
+    return dot_tree(lane);
 }
 
 INLINE const void *row_of(enum dtype t, const void *w, size_t ldw, int n)
@@ -74,9 +85,21 @@ INLINE void axpy_scalar(enum dtype t, float a, const void *w, float *y, size_t n
     INSTANTIATE(isa, attribute, f32, float, DT_F32)                                                \
     INSTANTIATE(isa, attribute, bf16, uint16_t, DT_BF16)                                           \
     INSTANTIATE(isa, attribute, f16, uint16_t, DT_F16)                                             \
+    attribute static void lanes_f32_##isa(const float *x, const float *w, size_t n, float *lane)   \
+    {                                                                                              \
+        lanes_##isa(DT_F32, x, w, n, lane);                                                        \
+    }                                                                                              \
     static const struct dot_ops ops_##isa = {                                                      \
-        dot_f32_##isa,  dot_bf16_##isa, dot_f16_##isa,   dots_f32_##isa, dots_bf16_##isa,          \
-        dots_f16_##isa, axpy_f32_##isa, axpy_bf16_##isa, axpy_f16_##isa,                           \
+        .dot_f32 = dot_f32_##isa,                                                                  \
+        .dot_bf16 = dot_bf16_##isa,                                                                \
+        .dot_f16 = dot_f16_##isa,                                                                  \
+        .lanes_f32 = lanes_f32_##isa,                                                              \
+        .dots_f32 = dots_f32_##isa,                                                                \
+        .dots_bf16 = dots_bf16_##isa,                                                              \
+        .dots_f16 = dots_f16_##isa,                                                                \
+        .axpy_f32 = axpy_f32_##isa,                                                                \
+        .axpy_bf16 = axpy_bf16_##isa,                                                              \
+        .axpy_f16 = axpy_f16_##isa,                                                                \
     };
 
 TABLE(scalar, )
@@ -134,6 +157,17 @@ INLINE AVX512 void block_avx512(enum dtype t, int MR, int NR, const float *x, si
         for (int m = 0; m < MR; m++)
             y[(size_t)m * ldy + (size_t)n] = tree(sum[n * MR + m]);
     }
+}
+
+INLINE AVX512 void lanes_avx512(enum dtype t, const float *x, const void *w, size_t n, float *lane)
+{
+    const size_t whole = n - n % 16;
+    __m512 sum = _mm512_loadu_ps(lane);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = i < whole ? 0xffff : tail_mask(n);
+        sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, x + i), load16(t, w, i, mask), sum);
+    }
+    _mm512_storeu_ps(lane, sum);
 }
 
 INLINE AVX512 float dot_avx512(enum dtype t, const float *x, const void *w, size_t n)

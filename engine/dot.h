@@ -22,6 +22,9 @@ struct dot_ops {
     float (*dot_f32)(const float *x, const float *w, size_t n);
     float (*dot_bf16)(const float *x, const uint16_t *w, size_t n);
     float (*dot_f16)(const float *x, const uint16_t *w, size_t n);
+    /* For dot products cut into parts: the lanes go on from where they are.  All parts but the
+     * last are a multiple of 16 long; begin with zeros, end with dot_tree(). */
+    void (*lanes_f32)(const float *x, const float *w, size_t n, float lane[16]);
     /* y[m * ldy + n] = dot(row m of x, row n of w): M x N of them, blocked so that operands are
      * read from memory once per few rows.  ld*: elements from row to row. */
     void (*dots_f32)(const float *x, size_t ldx, int M, const float *w, size_t ldw, int N, size_t K,
@@ -37,5 +40,8 @@ struct dot_ops {
 };
 
 const struct dot_ops *dot_ops(enum isa isa);
+
+/* The sum of sixteen lanes; they are overwritten. */
+float dot_tree(float lane[16]);
 
 #endif

@@ -12,7 +12,8 @@
  *               fixed tree.  Scalar and unhurried: for golden tests and gradient checks.
  * MAT_F32 and MAT_BF16 weights always use the PREC_F32 rule (vectorised), whatever the
  * precision; MAT_NF4_FLAT dequantises and does the same.
- * The exact rounding rules are in linear.c; kernels_*.c follow them bit for bit.
+ * The rounding rules are in linear_scalar.c and dot.h; vector kernels follow them bit for bit.
+ * A row of x with an infinity or a NaN gets NaN (or infinite) outputs; other rows do not notice.
  *
  * Threads: a matrix is immutable once filled.  matmul() runs on the compute's pool and has
  * one caller at a time per pool. */
@@ -43,7 +44,8 @@ struct matrix {
 /* 8-bit weights, one fp16 scale per block of 64 inputs (output heads).  Layout: panel p of
  * 16 rows, block b: 16 groups g of 64 bytes; in a group 4 bytes per row r: byte j holds
  * element k = 64b + 4g + j of row 16p + r, as code + 128 with code in -127..127.  Scales
- * [panel][K/64][16].  K must be a multiple of 64. */
+ * [panel][K/64][16] are the blocks' largest magnitudes: a weight is code * scale / 127.  K must
+ * be a multiple of 64. */
 static inline size_t q8_bytes(size_t N, size_t K) { return (N + 15) / 16 * 16 * K; }
 void q8_pack(const float *w, size_t N, size_t K, uint8_t *codes, uint16_t *scales16);
 

@@ -1,0 +1,628 @@
+/* test_linear.c - linear layers: hand-made numbers, double precision, and every kernel against the
+ * scalar definition bit for bit, whatever the number of rows, outputs and threads. */
+#include "engine/dot.h"
+#include "engine/linear.h"
+#include "engine/nf4.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+/* --- random matrices ----------------------------------------------------------------------- */
+
+static uint64_t seed;
+
+static double uniform(void) /* (0, 1) */
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return ((double)(seed >> 11) + 0.5) * 0x1p-53;
+}
+
+static float gauss(void)
+{
+    double r = sqrt(-2.0 * log(uniform()));
+    return (float)(r * cos(6.283185307179586 * uniform()));
+}
+
+static void *get(size_t bytes)
+{
+    void *p = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    assert_non_null(p);
+    return p;
+}
+
+/* A matrix and the weights it stands for. */
+struct weights {
+    struct matrix m;
+    void *codes;
+    uint16_t *s16;
+    float *s32;
+    double *exact; /* [N][K]: code value * unrounded scale */
+};
+
+static void fill_nf4(struct weights *w, const float *dense, bool flat)
+{
+    const size_t N = (size_t)w->m.N, K = (size_t)w->m.K, n = N * K;
+    uint8_t *packed = get(nf4_bytes(n));
+    float *absmax = get(nf4_blocks(n) * sizeof *absmax), *back = get(n * sizeof *back);
+    q4_quantize(Q4_NF4, dense, n, packed, absmax);
+    q4_dequantize(Q4_NF4, packed, absmax, n, back);
+    for (size_t i = 0; i < n; i++)
+        w->exact[i] = (double)back[i];
+    free(back);
+    if (flat) {
+        w->codes = packed;
+        w->s32 = absmax;
+        return;
+    }
+    w->codes = get(p16_bytes(N, K));
+    w->s16 = get(p16_scales(N, K) * sizeof *w->s16);
+    w->s32 = get(p16_scales(N, K) * sizeof *w->s32);
+    p16_pack(packed, N, K, w->codes);
+    p16_scales_from(absmax, N, K, w->s16, w->s32);
+    free(packed);
+    free(absmax);
+}
+
+static struct weights make_weights(enum mat_type type, int N, int K)
+{
+    const size_t n = (size_t)N * (size_t)K;
+    struct weights w = { .m = { .type = type, .N = N, .K = K } };
+    float *dense = get(n * sizeof *dense);
+    for (size_t i = 0; i < n; i++)
+        dense[i] = 0.02f * gauss();
+    w.exact = get(n * sizeof *w.exact);
+    for (size_t i = 0; i < n; i++)
+        w.exact[i] = (double)dense[i];
+    switch (type) {
+    case MAT_F32:
+        w.codes = get(n * sizeof *dense);
+        memcpy(w.codes, dense, n * sizeof *dense);
+        break;
+    case MAT_BF16:
+        w.codes = get(n * sizeof(uint16_t));
+        for (size_t i = 0; i < n; i++) {
+            ((uint16_t *)w.codes)[i] = f32_to_bf16(dense[i]);
+            w.exact[i] = (double)bf16_to_f32(((uint16_t *)w.codes)[i]);
+        }
+        break;
+    case MAT_NF4_P16:
+    case MAT_NF4_FLAT:
+        fill_nf4(&w, dense, type == MAT_NF4_FLAT);
+        break;
+    case MAT_Q8_P16:
+        w.codes = get(q8_bytes((size_t)N, (size_t)K));
+        w.s16 = get(p16_scales((size_t)N, (size_t)K) * sizeof *w.s16);
+        q8_pack(dense, (size_t)N, (size_t)K, w.codes, w.s16);
+        break;
+    }
+    free(dense);
+    w.m.codes = w.codes;
+    w.m.scales16 = w.s16;
+    w.m.scales32 = w.s32;
+    return w;
+}
+
+static void free_weights(struct weights *w)
+{
+    free(w->codes);
+    free(w->s16);
+    free(w->s32);
+    free(w->exact);
+}
+
+static float *random_rows(int M, int ldx)
+{
+    float *x = get((size_t)M * (size_t)ldx * sizeof *x);
+    for (size_t i = 0; i < (size_t)M * (size_t)ldx; i++)
+        x[i] = gauss();
+    return x;
+}
+
+static void multiply(const struct compute *c, const struct matrix *w, const float *x, int M,
+                     int ldx, const float *bias, float *y, int ldy)
+{
+    struct act a;
+    act_init(&a);
+    assert_int_equal(act_reserve(&a, M, w->K, NULL), ERR_OK);
+    act_pack(c, &a, x, M, w->K, ldx);
+    matmul(c, w, &a, bias, y, ldy);
+    act_free(&a);
+}
+
+static bool have_avx512(void)
+{
+    enum isa isa;
+    return isa_select("avx512", &isa, NULL) == ERR_OK;
+}
+
+static void need_avx512(void)
+{
+    if (!have_avx512()) {
+        print_message("SKIPPED: this CPU has no AVX-512 VNNI and VBMI\n");
+        skip();
+    }
+}
+
+static const enum mat_type all_types[] = { MAT_F32, MAT_BF16, MAT_NF4_P16, MAT_NF4_FLAT,
+                                           MAT_Q8_P16 };
+static const char *const type_names[] = { "f32", "bf16", "nf4", "nf4 flat", "8 bit" };
+enum { TYPES = 5 };
+
+/* --- dot products ------------------------------------------------------------------------ */
+
+static void dot_products_follow_the_stated_tree(void **state)
+{
+    (void)state;
+    /* 2^24 + 1 is lost in fp32, so the order shows: lane 0 is 2^24, lanes 1 and 9 are 1 each. */
+    float x[16] = { 0x1p24f, 1.0f }, one[16];
+    x[9] = 1.0f;
+    for (int i = 0; i < 16; i++)
+        one[i] = 1.0f;
+    for (int isa = 0; isa <= (have_avx512() ? ISA_AVX512 : ISA_SCALAR); isa++) {
+        /* 1 and 9 meet first and survive; 1 and 0 alone would not. */
+        assert_true(dot_ops((enum isa)isa)->dot_f32(x, one, 16) == 0x1p24f + 2.0f);
+        assert_true(dot_ops((enum isa)isa)->dot_f32(x, one, 2) == 0x1p24f);
+        assert_true(dot_ops((enum isa)isa)->dot_f32(x, one, 0) == 0.0f);
+    }
+}
+
+static void vector_dot_products_equal_the_scalar_ones(void **state)
+{
+    (void)state;
+    need_avx512();
+    const struct dot_ops *s = dot_ops(ISA_SCALAR), *v = dot_ops(ISA_AVX512);
+    enum { MAX = 150 };
+    float x[MAX], w[MAX], ys[MAX], yv[MAX], lanes[2][16];
+    uint16_t bf[MAX], hf[MAX];
+    seed = 1;
+    for (size_t n = 0; n <= MAX; n++) {
+        for (size_t i = 0; i < MAX; i++) {
+            x[i] = gauss();
+            /* some products underflow: minus zero must not differ either */
+            w[i] = i % 5 == 0 ? 1e-44f * gauss() : gauss();
+            bf[i] = f32_to_bf16(w[i]);
+            hf[i] = f32_to_f16(w[i]);
+            ys[i] = yv[i] = gauss();
+        }
+        assert_int_equal(f32_bits(s->dot_f32(x, w, n)), f32_bits(v->dot_f32(x, w, n)));
+        assert_int_equal(f32_bits(s->dot_bf16(x, bf, n)), f32_bits(v->dot_bf16(x, bf, n)));
+        assert_int_equal(f32_bits(s->dot_f16(x, hf, n)), f32_bits(v->dot_f16(x, hf, n)));
+        memcpy(lanes[0], x, sizeof lanes[0]);
+        memcpy(lanes[1], x, sizeof lanes[1]);
+        s->lanes_f32(x, w, n, lanes[0]);
+        v->lanes_f32(x, w, n, lanes[1]);
+        assert_memory_equal(lanes[0], lanes[1], sizeof lanes[0]);
+        s->axpy_f32(0.3f, w, ys, n);
+        v->axpy_f32(0.3f, w, yv, n);
+        s->axpy_bf16(-1.7f, bf, ys, n);
+        v->axpy_bf16(-1.7f, bf, yv, n);
+        s->axpy_f16(0.1f, hf, ys, n);
+        v->axpy_f16(0.1f, hf, yv, n);
+        assert_memory_equal(ys, yv, sizeof ys);
+    }
+}
+
+/* dots() of many rows is dot() of each pair, in every instruction set. */
+static void blocks_of_dot_products_equal_single_ones(void **state)
+{
+    (void)state;
+    enum { M = 7, N = 6, K = 45, LDX = 50, LDW = 47, LDY = 9 };
+    float x[M * LDX], w[N * LDW], y[M * LDY];
+    uint16_t bf[N * LDW], hf[N * LDW];
+    seed = 2;
+    for (int i = 0; i < M * LDX; i++)
+        x[i] = gauss();
+    for (int i = 0; i < N * LDW; i++) {
+        w[i] = gauss();
+        bf[i] = f32_to_bf16(w[i]);
+        hf[i] = f32_to_f16(w[i]);
+    }
+    const struct dot_ops *one = dot_ops(ISA_SCALAR);
+    for (int isa = 0; isa <= (have_avx512() ? ISA_AVX512 : ISA_SCALAR); isa++) {
+        const struct dot_ops *ops = dot_ops((enum isa)isa);
+        ops->dots_f32(x, LDX, M, w, LDW, N, K, y, LDY);
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++)
+                assert_true(y[m * LDY + n] == one->dot_f32(x + m * LDX, w + n * LDW, K));
+        ops->dots_bf16(x, LDX, M, bf, LDW, N, K, y, LDY);
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++)
+                assert_true(y[m * LDY + n] == one->dot_bf16(x + m * LDX, bf + n * LDW, K));
+        ops->dots_f16(x, LDX, M, hf, LDW, N, K, y, LDY);
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++)
+                assert_true(y[m * LDY + n] == one->dot_f16(x + m * LDX, hf + n * LDW, K));
+    }
+}
+
+/* --- what is computed -------------------------------------------------------------------- */
+
+/* One row, one output, worked out by hand: weights 1 and -1 at the ends of the block with scale
+ * 0.5, activations 4 and 1: y = 0.5 * (1 * 4 - 1 * 1) + bias.  Both codes of x are exact only
+ * for 4 (the largest); 1 becomes round(127 / 4) = 32 or round(4095 / 4) = 1024 steps. */
+static void quantised_product_of_two_numbers_is_as_on_paper(void **state)
+{
+    (void)state;
+    float w[64] = { 0.0f }, x[64] = { 0.0f }, absmax, y;
+    uint8_t packed[32], *codes = get(512);
+    uint16_t s16[16];
+    w[0] = 0.5f;
+    w[63] = -0.5f;
+    x[0] = 4.0f;
+    x[63] = 1.0f;
+    q4_quantize(Q4_NF4, w, 64, packed, &absmax);
+    p16_pack(packed, 1, 64, codes);
+    p16_scales_from(&absmax, 1, 64, s16, NULL);
+    const struct matrix m = { MAT_NF4_P16, 1, 64, codes, s16, NULL };
+    const float bias = 10.0f;
+    struct compute c = { NULL, ISA_SCALAR, PREC_FAST };
+    multiply(&c, &m, x, 1, 64, &bias, &y, 1);
+    assert_float_equal(y, 10.0 + 0.5 * (4.0 - 32.0 * 4.0 / 127.0), 2e-6);
+    c.precision = PREC_EXACT;
+    multiply(&c, &m, x, 1, 64, &bias, &y, 1);
+    assert_float_equal(y, 10.0 + 0.5 * (4.0 - 1024.0 * 4.0 / 4095.0), 2e-6);
+    c.precision = PREC_F32;
+    multiply(&c, &m, x, 1, 64, &bias, &y, 1);
+    assert_true(y == 11.5f);
+    free(codes);
+}
+
+/* Frobenius error of y relative to the product in double precision with the exact weights. */
+static double relative_error(const struct weights *w, const float *x, int M, const float *y)
+{
+    double err = 0.0, all = 0.0;
+    const int N = w->m.N, K = w->m.K;
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+            double want = 0.0;
+            for (int k = 0; k < K; k++)
+                want += (double)x[m * K + k] * w->exact[(size_t)n * (size_t)K + (size_t)k];
+            const double d = (double)y[m * N + n] - want;
+            err += d * d;
+            all += want * want;
+        }
+    return sqrt(err / all);
+}
+
+/* Limits: the errors of these roundings when the design was chosen (fast 8.4e-3; exact 2.0e-4, and
+ * 1.7e-4 from scales in fp16), rounded up. */
+static void errors_stay_below_the_stated_ones(void **state)
+{
+    (void)state;
+    static const struct {
+        enum mat_type type;
+        int K;
+        double fast, exact, f32;
+    } cases[] = {
+        { MAT_F32, 1024, 1e-6, 1e-6, 1e-6 },     { MAT_BF16, 1024, 1e-6, 1e-6, 1e-6 },
+        { MAT_NF4_P16, 1024, 9e-3, 3e-4, 1e-6 }, { MAT_NF4_FLAT, 1000, 1e-6, 1e-6, 1e-6 },
+        { MAT_Q8_P16, 1024, 1e-2, 8e-3, 8e-3 },
+    };
+    enum { M = 3, N = 200 };
+    seed = 3;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct weights w = make_weights(cases[i].type, N, cases[i].K);
+        float *x = random_rows(M, cases[i].K), *y = get(M * N * sizeof *y);
+        for (int p = PREC_FAST; p <= PREC_F32; p++) {
+            const struct compute c = { NULL, ISA_SCALAR, (enum precision)p };
+            multiply(&c, &w.m, x, M, cases[i].K, NULL, y, N);
+            const double got = relative_error(&w, x, M, y);
+            const double most = p == PREC_FAST    ? cases[i].fast
+                                : p == PREC_EXACT ? cases[i].exact
+                                                  : cases[i].f32;
+            print_message("  %-8s %-5s relative error %.2e (limit %.1e)\n",
+                          type_names[cases[i].type], precision_name((enum precision)p), got, most);
+            assert_true(got < most);
+        }
+        free(x);
+        free(y);
+        free_weights(&w);
+    }
+}
+
+static void outlier_channels_do_not_ruin_a_row(void **state)
+{
+    (void)state;
+    enum { M = 2, N = 200, K = 1024 };
+    seed = 4;
+    struct weights w = make_weights(MAT_NF4_P16, N, K);
+    float *x = random_rows(M, K), *y = get(M * N * sizeof *y);
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < 8; i++)
+            x[m * K + 131 * i] *= 50.0f;
+    struct compute c = { NULL, ISA_SCALAR, PREC_FAST };
+    multiply(&c, &w.m, x, M, K, NULL, y, N);
+    assert_true(relative_error(&w, x, M, y) < 2.2e-2);
+    c.precision = PREC_EXACT;
+    multiply(&c, &w.m, x, M, K, NULL, y, N);
+    assert_true(relative_error(&w, x, M, y) < 7e-4);
+    free(x);
+    free(y);
+    free_weights(&w);
+}
+
+/* matrix_row() is W itself: multiplying by unit vectors in PREC_F32 gives it back. */
+static void matrix_rows_are_the_weights(void **state)
+{
+    (void)state;
+    seed = 5;
+    for (int t = 0; t < TYPES; t++) {
+        enum { N = 19, K = 128 };
+        struct weights w = make_weights(all_types[t], N, K);
+        float row[K], x[K], y[N];
+        const struct compute c = { NULL, ISA_SCALAR, PREC_F32 };
+        for (int n = 0; n < N; n++) {
+            matrix_row(&w.m, n, row);
+            for (int k = 0; k < K; k++) {
+                const double want = w.exact[n * K + k];
+                assert_float_equal(row[k], want, all_types[t] == MAT_Q8_P16 ? 5e-4 : 1e-9);
+            }
+        }
+        memset(x, 0, sizeof x);
+        x[77] = 1.0f;
+        multiply(&c, &w.m, x, 1, K, NULL, y, N);
+        for (int n = 0; n < N; n++) {
+            matrix_row(&w.m, n, row);
+            assert_true(y[n] == row[77]);
+        }
+        free_weights(&w);
+    }
+}
+
+/* --- bit for bit ------------------------------------------------------------------------- */
+
+static void fill_nasty(float *x, int M, int K)
+{
+    for (int m = 0; m < M; m++)
+        for (int b = 0; b + 64 <= K; b += 64) {
+            float *block = x + m * K + b;
+            switch ((m + b / 64) % 9) {
+            case 1:
+                memset(block, 0, 64 * sizeof *block);
+                break;
+            case 2:
+                block[63] = NAN;
+                break;
+            case 3:
+                block[5] = -INFINITY;
+                break;
+            case 4:
+                for (int k = 0; k < 64; k++)
+                    block[k] *= 1e-38f;
+                break;
+            case 5:
+                for (int k = 0; k < 64; k++)
+                    block[k] *= 5e37f;
+                break;
+            case 6:
+                for (int k = 0; k < 64; k++) /* ties between codes */
+                    block[k] = (float)(k - 32) * 0.5f + (k == 63 ? 127.0f - 15.5f : 0.0f);
+                break;
+            case 7:
+                memset(block, 0, 64 * sizeof *block);
+                block[17] = -1e-44f;
+                break;
+            default:
+                break;
+            }
+        }
+}
+
+static void packing_is_the_same_in_every_instruction_set(void **state)
+{
+    (void)state;
+    need_avx512();
+    enum { M = 37, K = 9 * 64 };
+    seed = 6;
+    float *x = random_rows(M, K);
+    fill_nasty(x, M, K);
+    for (int p = PREC_FAST; p <= PREC_EXACT; p++) {
+        struct act a[2];
+        for (int isa = 0; isa < 2; isa++) {
+            const struct compute c = { NULL, (enum isa)isa, (enum precision)p };
+            act_init(&a[isa]);
+            assert_int_equal(act_reserve(&a[isa], M, K, NULL), ERR_OK);
+            act_pack(&c, &a[isa], x, M, K, K);
+        }
+        assert_int_equal(a[0].packed_cap, a[1].packed_cap);
+        assert_memory_equal(a[0].packed, a[1].packed, a[0].packed_cap);
+        act_free(&a[0]);
+        act_free(&a[1]);
+    }
+    free(x);
+}
+
+static void assert_same_bits(const float *got, const float *want, size_t n, const char *what,
+                             const char *precision, int M, int N, int K)
+{
+    for (size_t i = 0; i < n; i++)
+        if (f32_bits(got[i]) != f32_bits(want[i]))
+            fail_msg("%s %s M=%d N=%d K=%d: y[%zu] is %.9g, not %.9g", what, precision, M, N, K, i,
+                     (double)got[i], (double)want[i]);
+}
+
+static void vector_kernels_equal_the_scalar_ones(void **state)
+{
+    (void)state;
+    need_avx512();
+    const int Ns[] = { 1, 15, 16, 17, 40, 67 }, Ks[] = { 64, 192, 640 };
+    seed = 7;
+    for (int t = 0; t < TYPES; t++)
+        for (size_t ni = 0; ni < sizeof Ns / sizeof Ns[0]; ni++)
+            for (size_t ki = 0; ki < sizeof Ks / sizeof Ks[0]; ki++) {
+                const int N = Ns[ni], K = Ks[ki], top = 35;
+                struct weights w = make_weights(all_types[t], N, K);
+                float *x = random_rows(top, K), *bias = random_rows(1, N);
+                float *y = get((size_t)(top * N) * 4), *want = get((size_t)(top * N) * 4);
+                if (ki == 2)
+                    fill_nasty(x, top, K);
+                for (int p = PREC_FAST; p <= PREC_F32; p++) {
+                    struct compute c = { NULL, ISA_SCALAR, (enum precision)p };
+                    const float *b = N % 2 ? bias : NULL;
+                    multiply(&c, &w.m, x, top, K, b, want, N);
+                    c.isa = ISA_AVX512;
+                    for (int M = 1; M <= top; M = M < 18 ? M + 1 : M + 17) {
+                        multiply(&c, &w.m, x, M, K, b, y, N);
+                        assert_same_bits(y, want, (size_t)(M * N), type_names[t],
+                                         precision_name(c.precision), M, N, K);
+                    }
+                }
+                free(x);
+                free(y);
+                free(bias);
+                free(want);
+                free_weights(&w);
+            }
+}
+
+static void flat_matrices_may_have_any_width(void **state)
+{
+    (void)state;
+    need_avx512();
+    seed = 8;
+    for (int K = 1; K < 1100; K += 171) {
+        enum { N = 9, M = 18 };
+        struct weights w = make_weights(MAT_NF4_FLAT, N, K);
+        float *x = random_rows(M, K), y[M * N], want[M * N];
+        struct compute c = { NULL, ISA_SCALAR, PREC_FAST };
+        multiply(&c, &w.m, x, M, K, NULL, want, N);
+        assert_true(relative_error(&w, x, M, want) < 1e-6);
+        c.isa = ISA_AVX512;
+        multiply(&c, &w.m, x, M, K, NULL, y, N);
+        assert_same_bits(y, want, M * N, "flat", "fast", M, N, K);
+        free(x);
+        free_weights(&w);
+    }
+}
+
+/* The promise of compute.h: neighbours, chunks and threads change nothing. */
+static void a_row_does_not_depend_on_company_or_threads(void **state)
+{
+    (void)state;
+    enum { M = 300, N = 210, K = 1024 };
+    enum isa isa;
+    assert_int_equal(isa_select("auto", &isa, NULL), ERR_OK);
+    seed = 9;
+    struct pool *pool[2];
+    assert_int_equal(pool_create(2, &pool[0], NULL), ERR_OK);
+    assert_int_equal(pool_create(5, &pool[1], NULL), ERR_OK);
+    float *x = random_rows(M, K), *y = get(M * N * sizeof *y), alone[N];
+    for (int t = 0; t < TYPES; t++) {
+        struct weights w = make_weights(all_types[t], N, K);
+        for (int p = PREC_FAST; p <= PREC_EXACT; p++) {
+            struct compute c = { NULL, isa, (enum precision)p };
+            for (int i = 0; i < 2; i++) {
+                c.pool = pool[i];
+                memset(y, 0xff, M * N * sizeof *y);
+                multiply(&c, &w.m, x, M, K, NULL, y, N);
+                c.pool = NULL;
+                for (int m = 0; m < M; m += 23) {
+                    multiply(&c, &w.m, x + m * K, 1, K, NULL, alone, N);
+                    assert_same_bits(y + m * N, alone, N, type_names[t],
+                                     precision_name(c.precision), M, N, K);
+                }
+            }
+        }
+        free_weights(&w);
+    }
+    free(x);
+    free(y);
+    pool_destroy(pool[0]);
+    pool_destroy(pool[1]);
+}
+
+/* --- edges ------------------------------------------------------------------------------- */
+
+static void a_nan_spoils_its_own_row_and_no_other(void **state)
+{
+    (void)state;
+    enum { M = 17, N = 33, K = 128 };
+    enum isa isa;
+    assert_int_equal(isa_select("auto", &isa, NULL), ERR_OK);
+    seed = 10;
+    for (int t = 0; t < TYPES; t++)
+        for (int p = PREC_FAST; p <= PREC_F32; p++) {
+            struct weights w = make_weights(all_types[t], N, K);
+            const struct compute c = { NULL, isa, (enum precision)p };
+            float *x = random_rows(M, K), y[M * N], want[M * N];
+            multiply(&c, &w.m, x, M, K, NULL, want, N);
+            x[3 * K + 70] = NAN;
+            x[9 * K] = INFINITY;
+            multiply(&c, &w.m, x, M, K, NULL, y, N);
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < N; n++) {
+                    if (m == 3)
+                        assert_true(isnan(y[m * N + n]));
+                    else if (m == 9)
+                        assert_false(isfinite(y[m * N + n]));
+                    else
+                        assert_true(y[m * N + n] == want[m * N + n]);
+                }
+            free(x);
+            free_weights(&w);
+        }
+}
+
+static void strides_are_honoured_and_nothing_else_is_written(void **state)
+{
+    (void)state;
+    enum { M = 9, N = 21, K = 64, LDX = K + 3, LDY = N + 5 };
+    enum isa isa;
+    assert_int_equal(isa_select("auto", &isa, NULL), ERR_OK);
+    seed = 11;
+    for (int t = 0; t < TYPES; t++)
+        for (int p = PREC_FAST; p <= PREC_F32; p++) {
+            struct weights w = make_weights(all_types[t], N, K);
+            const struct compute c = { NULL, isa, (enum precision)p };
+            float *x = random_rows(M, LDX), tight[M * K], y[M * LDY], want[M * N];
+            for (int m = 0; m < M; m++)
+                memcpy(tight + m * K, x + m * LDX, K * sizeof *x);
+            for (int i = 0; i < M * LDY; i++)
+                y[i] = -777.0f;
+            multiply(&c, &w.m, tight, M, K, NULL, want, N);
+            multiply(&c, &w.m, x, M, LDX, NULL, y, LDY);
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < LDY; n++)
+                    assert_true(y[m * LDY + n] == (n < N ? want[m * N + n] : -777.0f));
+            free(x);
+            free_weights(&w);
+        }
+}
+
+static void zero_rows_are_no_work(void **state)
+{
+    (void)state;
+    struct weights w = make_weights(MAT_NF4_P16, 16, 64);
+    const struct compute c = { NULL, ISA_SCALAR, PREC_FAST };
+    float x = 0.0f, y = 5.0f;
+    multiply(&c, &w.m, &x, 0, 64, NULL, &y, 16);
+    assert_true(y == 5.0f);
+    free_weights(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(dot_products_follow_the_stated_tree),
+        cmocka_unit_test(vector_dot_products_equal_the_scalar_ones),
+        cmocka_unit_test(blocks_of_dot_products_equal_single_ones),
+        cmocka_unit_test(quantised_product_of_two_numbers_is_as_on_paper),
+        cmocka_unit_test(errors_stay_below_the_stated_ones),
+        cmocka_unit_test(outlier_channels_do_not_ruin_a_row),
+        cmocka_unit_test(matrix_rows_are_the_weights),
+        cmocka_unit_test(packing_is_the_same_in_every_instruction_set),
+        cmocka_unit_test(vector_kernels_equal_the_scalar_ones),
+        cmocka_unit_test(flat_matrices_may_have_any_width),
+        cmocka_unit_test(a_row_does_not_depend_on_company_or_threads),
+        cmocka_unit_test(a_nan_spoils_its_own_row_and_no_other),
+        cmocka_unit_test(strides_are_honoured_and_nothing_else_is_written),
+        cmocka_unit_test(zero_rows_are_no_work),
+    };
+    return cmocka_run_group_tests_name("linear", tests, NULL, NULL);
+}
