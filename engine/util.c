@@ -1,4 +1,4 @@
-/* util.c - growing buffers, whole files, SHA-256, the clock. */
+/* util.c - growing buffers, whole files, hex, the clock. */
 #include "engine/util.h"
 
 #include <ctype.h>
@@ -152,26 +152,6 @@ char *path_join(const char *dir, const char *name)
         sprintf(p, "%s%s%s", dir, sep, name);
     return p;
 }
-
-_Static_assert(sizeof(crypto_hash_sha256_state) <= sizeof(((struct sha256 *)0)->state),
-               "struct sha256 must hold libsodium's state");
-
-void sha256_init(struct sha256 *h)
-{
-    crypto_hash_sha256_init((crypto_hash_sha256_state *)(void *)h->state);
-}
-
-void sha256_add(struct sha256 *h, const void *data, size_t len)
-{
-    crypto_hash_sha256_update((crypto_hash_sha256_state *)(void *)h->state, data, len);
-}
-
-void sha256_end(struct sha256 *h, uint8_t ret[32])
-{
-    crypto_hash_sha256_final((crypto_hash_sha256_state *)(void *)h->state, ret);
-}
-
-void sha256_of(const void *data, size_t len, uint8_t ret[32]) { crypto_hash_sha256(ret, data, len); }
 
 void hex32(const uint8_t in[32], char ret[65]) { sodium_bin2hex(ret, 65, in, 32); }
 
