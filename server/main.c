@@ -17,6 +17,8 @@ static int cmd_version(int argc, char **argv)
 }
 
 static const struct cmd commands[] = {
+    { "import", "make a base file from a Hugging Face folder", cmd_import },
+    { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
     { "version", "print the version", cmd_version },
 };
 enum { NCOMMANDS = sizeof commands / sizeof commands[0] };
