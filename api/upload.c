@@ -1,0 +1,183 @@
+/* upload.c - adapters coming in: a form with three fields, or a tar of a PEFT folder.
+ *
+ * The bytes lie in a spool file when a handler starts.  They are checked against the base that
+ * runs (peft_parse refuses what it would not use), and only then written, in one transaction. */
+#include "api/api_int.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* What was sent. */
+struct upload {
+    const char *name;
+    const char *config;
+    size_t config_len;
+    struct spool *weights;
+    bool activate;
+};
+
+/* The spool's bytes in memory.  (Not st_open(): its messages name the path, which is ours.) */
+static int map_spool(struct spool *s, void **ret, size_t *ret_len, struct err *err)
+{
+    const char *path;
+    int rc = spool_done(s, &path, err);
+    if (rc != ERR_OK)
+        return rc;
+    const size_t len = spool_size(s);
+    if (len == 0)
+        return err_set_slug(err, ERR_INVALID, NULL, "weights",
+                            "adapter_model.safetensors is empty");
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    void *p = fd < 0 ? MAP_FAILED : mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, 0);
+    const int why = errno;
+    if (fd >= 0)
+        close(fd);
+    if (p == MAP_FAILED)
+        return err_set(err, ERR_IO, "%s: %s", path, strerror(why));
+    *ret = p;
+    *ret_len = len;
+    return ERR_OK;
+}
+
+static int put(struct api_ctx *c, const struct upload *u, const struct st_file *weights,
+               struct store_version *ret, bool *ret_new, struct err *err)
+{
+    const struct base *base = c->api->o.base;
+    struct adapter_src *src = NULL;
+    int rc = peft_parse(&base->arch, u->config, u->config_len, weights, &src, err);
+    if (rc != ERR_OK)
+        return rc;
+    /* The shapes fit; that it was trained on this base is the uploader's word. */
+    const struct store_put_opts o = { .activate = u->activate, .base_hash_hex = base->hash_hex,
+                                      .base_claimed = true, .origin = "upload" };
+    rc = store_adapter_put(c->st, c->plan->tenant, u->name, src, &o, ret, ret_new, err);
+    adapter_src_free(src);
+    return rc;
+}
+
+static int finish(struct api_ctx *c, const struct upload *u, struct err *err)
+{
+    int rc = store_name_check("name", u->name, err);
+    if (rc != ERR_OK)
+        return rc;
+    if (is_base_name(c->api, u->name))
+        return err_set_slug(err, ERR_CONFLICT, NULL, "name",
+                            "%s is the name of the base: an adapter needs another", u->name);
+    void *map = NULL;
+    size_t len = 0;
+    rc = map_spool(u->weights, &map, &len, err);
+    if (rc != ERR_OK)
+        return rc;
+    struct st_file *weights = NULL;
+    struct store_version v = { 0 };
+    bool is_new = false;
+    rc = st_open_mem(map, len, "adapter_model.safetensors", &weights, err);
+    if (rc == ERR_OK)
+        rc = put(c, u, weights, &v, &is_new, err);
+    st_close(weights);
+    munmap(map, len);
+    if (rc != ERR_OK)
+        return rc;
+    api_resp_header(c->resp, "Location", "/v1/adapters/%s@%d", v.name, v.version);
+    json_t *j = version_json(c->api, &v);
+    store_version_free(&v);
+    return resp_json(c, is_new ? 201 : 200, j, err);
+}
+
+static int parse_activate(const char *text, bool *ret, struct err *err)
+{
+    if (text == NULL || strcmp(text, "true") == 0 || strcmp(text, "1") == 0)
+        *ret = true;
+    else if (strcmp(text, "false") == 0 || strcmp(text, "0") == 0)
+        *ret = false;
+    else
+        return err_set_slug(err, ERR_INVALID, NULL, "activate",
+                            "`activate` must be true or false, not \"%.40s\"", text);
+    return ERR_OK;
+}
+
+/* --- POST /v1/adapters -F name=NAME -F config=@adapter_config.json
+ *                        -F weights=@adapter_model.safetensors [-F activate=false] ------------- */
+
+enum { P_NAME, P_CONFIG, P_WEIGHTS, P_ACTIVATE, P_COUNT };
+static const char *const part_names[P_COUNT] = { "name", "config", "weights", "activate" };
+
+static int sort_parts(const struct api_req *req, const struct api_part *part[P_COUNT],
+                      struct err *err)
+{
+    for (size_t i = 0; i < req->nparts; i++) {
+        int k = 0;
+        while (k < P_COUNT && strcmp(part_names[k], req->parts[i].name) != 0)
+            k++;
+        if (k == P_COUNT)
+            return err_set(err, ERR_INVALID, "the form has an unknown part `%.80s`: it takes name, "
+                           "config, weights and activate", req->parts[i].name);
+        if (part[k] != NULL)
+            return err_set_slug(err, ERR_INVALID, NULL, part_names[k],
+                                "the form has more than one part `%s`", part_names[k]);
+        part[k] = &req->parts[i];
+    }
+    static const char *const how[P_ACTIVATE] = {
+        "-F name=NAME", "-F config=@adapter_config.json", "-F weights=@adapter_model.safetensors"
+    };
+    for (int k = 0; k < P_ACTIVATE; k++)
+        if (part[k] == NULL)
+            return err_set_slug(err, ERR_INVALID, NULL, part_names[k],
+                                "the form has no part `%s` (curl %s)", part_names[k], how[k]);
+    return ERR_OK;
+}
+
+int adapters_create(struct api_ctx *c, struct err *err)
+{
+    const struct api_part *part[P_COUNT] = { NULL };
+    struct upload u = { 0 };
+    int rc = sort_parts(c->req, part, err);
+    if (rc == ERR_OK)
+        rc = parse_activate(part[P_ACTIVATE] ? part[P_ACTIVATE]->value : NULL, &u.activate, err);
+    if (rc != ERR_OK)
+        return rc;
+    if (strlen(part[P_NAME]->value) != part[P_NAME]->len)
+        return err_set_slug(err, ERR_INVALID, NULL, "name", "`name` must not contain NUL");
+    if (part[P_CONFIG]->len == 0)
+        return err_set_slug(err, ERR_INVALID, NULL, "config", "adapter_config.json is empty");
+    u.name = part[P_NAME]->value;
+    u.config = part[P_CONFIG]->value;
+    u.config_len = part[P_CONFIG]->len;
+    u.weights = part[P_WEIGHTS]->spool;
+    return finish(c, &u, err);
+}
+
+/* --- PUT /v1/adapters/NAME[?activate=false], curl -T adapter.tar ---------------------------------- */
+
+int adapters_put(struct api_ctx *c, struct err *err)
+{
+    char name[STORE_NAME_MAX + 1];
+    int version;
+    struct upload u = { .name = name };
+    struct tar_adapter tar = { 0 };
+    const char *path;
+    int rc = ref_parse(c, c->plan->arg, name, &version, err);
+    if (rc == ERR_OK && version != 0)
+        rc = err_set(err, ERR_INVALID, "versions are numbered here: PUT /v1/adapters/%s", name);
+    if (rc == ERR_OK)
+        rc = parse_activate(c->req->query(c->req->ud, "activate"), &u.activate, err);
+    if (rc == ERR_OK && (c->req->upload == NULL || spool_size(c->req->upload) == 0))
+        rc = err_set(err, ERR_INVALID, "the body is empty: send a tar file with "
+                     "adapter_config.json and adapter_model.safetensors");
+    if (rc == ERR_OK)
+        rc = spool_done(c->req->upload, &path, err);
+    if (rc == ERR_OK)
+        rc = tar_read_adapter(path, c->api->o.db_path, c->api->o.max_adapter_bytes, &tar, err);
+    if (rc != ERR_OK)
+        return rc;
+    u.config = tar.config;
+    u.config_len = tar.config_len;
+    u.weights = tar.weights;
+    rc = finish(c, &u, err);
+    tar_adapter_free(&tar);
+    return rc;
+}
