@@ -1,0 +1,346 @@
+/* test_golden.c - whole models against logits that transformers, PEFT and bitsandbytes computed, and
+ * against perplexities of a real trained model and its trained adapters.
+ *
+ * Needs the reference folder; without it every test says so and is skipped. */
+#include "server/session.h"
+#include "engine/safetensors.h"
+#include "tests/support_model.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+/* --- a base, an adapter, a sequence ---------------------------------------------------------- */
+static void load(struct session *s, const char *dir, const char *type, enum precision p)
+{
+    struct base_import_opts o = { .type = type, .head = "f32", .embed = "f32" };
+    struct err err = { 0 };
+    char tmp[64], path[96];
+    memset(s, 0, sizeof *s);
+    support_tmpdir(tmp);
+    snprintf(path, sizeof path, "%s/m.base", tmp);
+    s->compute.precision = p;
+    if (base_import(dir, path, &o, &err) != ERR_OK || base_load(path, p, false, &s->base, &err) ||
+        isa_select("auto", &s->compute.isa, &err) || pool_create(2, &s->compute.pool, &err))
+        fail_msg("%s: %s", dir, err.msg);
+    support_remove(tmp);
+}
+
+static void use_adapter(struct session *s, const char *dir)
+{
+    struct err err = { 0 };
+    adapter_free(s->adapters[0]);
+    s->adapters[0] = NULL;
+    s->lora.n = 0;
+    if (dir == NULL)
+        return;
+    struct adapter_src *src = NULL;
+    if (peft_load_dir(&s->base->arch, dir, &src, &err) != ERR_OK ||
+        adapter_build(&s->base->arch, src, 0, &s->adapters[0], &err) != ERR_OK)
+        fail_msg("%s: %s", dir, err.msg);
+    adapter_src_free(src);
+    s->lora.n = 1;
+    s->lora.item[0].adapter = s->adapters[0];
+    s->lora.item[0].weight = 1;
+}
+
+struct sink {
+    float *logits;
+    size_t V;
+};
+
+static int keep(void *ud, int pos, int n, const float *logits, struct err *err)
+{
+    struct sink *k = ud;
+    (void)err;
+    memcpy(k->logits + (size_t)pos * k->V, logits, (size_t)n * k->V * sizeof *logits);
+    return ERR_OK;
+}
+
+static float *logits_of(struct session *s, const int32_t *tokens, int n)
+{
+    struct session_runner *r;
+    struct err err = { 0 };
+    struct sink k = { .V = (size_t)s->base->arch.V };
+    k.logits = malloc((size_t)n * k.V * sizeof(float));
+    if (session_runner_open(s, n, &r, &err) != ERR_OK ||
+        session_run(r, tokens, n, keep, &k, &err) != ERR_OK)
+        fail_msg("%s", err.msg);
+    session_runner_close(r);
+    return k.logits;
+}
+
+static int32_t *ids_of(const struct st_file *f, const char *name, int *ret_n)
+{
+    const struct st_tensor *t = st_find(f, name);
+    assert_non_null(t);
+    const size_t size = dtype_size(t->dtype);
+    int32_t *ids = malloc(st_count(t) * sizeof *ids);
+    for (size_t i = 0; i < st_count(t); i++)
+        memcpy(&ids[i], t->data + i * size, sizeof *ids); /* little-endian, small */
+    *ret_n = (int)st_count(t);
+    return ids;
+}
+
+/* |got - want| / |want|, Frobenius norms. */
+static double distance(const float *got, const struct st_tensor *t)
+{
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < st_count(t); i++) {
+        float want;
+        memcpy(&want, t->data + i * 4, 4);
+        diff += pow((double)got[i] - want, 2);
+        norm += pow(want, 2);
+    }
+    return sqrt(diff / norm);
+}
+
+/* The largest distance over the sequences of DIR/logits.safetensors; `kind` is "logits" or
+ * "logits_nf4dq". */
+static double compare(struct session *s, const char *dir, const char *kind)
+{
+    struct st_file *f = NULL;
+    struct err err = { 0 };
+    char path[512], name[64];
+    double worst = 0;
+    snprintf(path, sizeof path, "%s/logits.safetensors", dir);
+    if (st_open(path, &f, &err) != ERR_OK)
+        fail_msg("%s", err.msg);
+    for (int i = 0; i < 3; i++) {
+        int n;
+        snprintf(name, sizeof name, "tokens_%d", i);
+        int32_t *ids = ids_of(f, name, &n);
+        float *got = logits_of(s, ids, n);
+        snprintf(name, sizeof name, "%s_%d", kind, i);
+        const struct st_tensor *want = st_find(f, name);
+        assert_non_null(want);
+        double d = distance(got, want);
+        worst = d > worst ? d : worst;
+        free(got);
+        free(ids);
+    }
+    st_close(f);
+    return worst;
+}
+
+/* --- tiny models and their adapters ------------------------------------------------------------- */
+/* What is not plain LoRA, rsLoRA or AdaLoRA on linear layers in safetensors must be refused. */
+static bool must_be_refused(const char *name)
+{
+    static const char *const refused[] = { "dora", "lora_bin", "lora_embed_head", "lora_mts",
+                                           "lora_lorabias", "lora_bias_loraonly" };
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+        if (strcmp(name, refused[i]) == 0)
+            return true;
+    return false;
+}
+
+static void check_adapter(struct session *s, const char *dir, const char *name, const char *kind,
+                          double limit)
+{
+    struct adapter_src *src = NULL;
+    struct err err = { 0 };
+    if (must_be_refused(name)) {
+        if (peft_load_dir(&s->base->arch, dir, &src, &err) == ERR_OK)
+            fail_msg("%s was not refused", dir);
+        assert_true(err.msg[0] != '\0');
+        return;
+    }
+    use_adapter(s, dir);
+    double d = compare(s, dir, kind);
+    printf("  %-16s %.2e\n", name, d);
+    if (!(d < limit))
+        fail_msg("%s: relative error %g is not below %g", dir, d, limit);
+    use_adapter(s, NULL);
+}
+
+static int check_adapters(struct session *s, const char *dir, const char *kind, double limit)
+{
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    int n = 0;
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        char path[512];
+        if (e->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        check_adapter(s, path, e->d_name, kind, limit);
+        n++;
+    }
+    closedir(d);
+    return n;
+}
+
+static void check_model(const char *model)
+{
+    char relative[128], dir[512];
+    snprintf(relative, sizeof relative, "golden/models/%s", model);
+    const char *found = support_shared(relative);
+    if (found == NULL)
+        skip();
+    snprintf(dir, sizeof dir, "%s", found);
+    snprintf(relative, sizeof relative, "golden/adapters/%s", model);
+
+    static const struct {
+        const char *type, *kind;
+        enum precision precision;
+        double limit;
+    } ways[] = {
+        { "f32", "logits", PREC_EXACT, 1e-3 },
+        { "nf4", "logits_nf4dq", PREC_EXACT, 3e-3 },
+        { "nf4", "logits_nf4dq", PREC_F32, 1e-3 },
+    };
+    for (size_t w = 0; w < sizeof ways / sizeof ways[0]; w++) {
+        struct session s;
+        load(&s, dir, ways[w].type, ways[w].precision);
+        double d = compare(&s, dir, ways[w].kind);
+        printf("%s %s %s: %.2e\n", model, ways[w].type, precision_name(ways[w].precision), d);
+        if (!(d < ways[w].limit))
+            fail_msg("%s: relative error %g is not below %g", model, d, ways[w].limit);
+        assert_true(check_adapters(&s, support_shared(relative), ways[w].kind, ways[w].limit) > 0);
+        session_close(&s);
+    }
+}
+
+static void tiny_llama_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-llama");
+}
+
+static void tiny_llama3_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-llama3");
+}
+
+static void tiny_mistral_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-mistral");
+}
+
+static void tiny_qwen2_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-qwen2");
+}
+
+static void tiny_qwen3_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-qwen3");
+}
+
+/* --- a real model ----------------------------------------------------------------------------------- */
+/* Perplexity over N sequences of T ids; the first of each is context only. */
+static double perplexity(struct session *s, const int32_t *ids, int N, int T)
+{
+    const int V = s->base->arch.V;
+    double nll = 0;
+    for (int i = 0; i < N; i++) {
+        const int32_t *seq = ids + i * T;
+        float *logits = logits_of(s, seq, T);
+        for (int t = 0; t + 1 < T; t++) {
+            const float *row = logits + t * V;
+            double sum = 0;
+            for (int v = 0; v < V; v++)
+                sum += exp((double)row[v] - row[seq[t + 1]]);
+            nll += log(sum);
+        }
+        free(logits);
+    }
+    return exp(nll / ((double)N * (T - 1)));
+}
+
+static bool stories(struct session *s, const char *type, enum precision p)
+{
+    const char *dir = support_shared("models/stories260K");
+    if (dir != NULL)
+        load(s, dir, type, p);
+    return dir != NULL;
+}
+
+/* "One day, a clever fox found a shiny key under the old oak tree." */
+static int32_t fox[35] = { 1,   385, 328, 432, 261, 280, 305, 330, 272, 414, 444, 272,
+                           277, 264, 261, 262, 415, 271, 422, 410, 354, 422, 318, 264,
+                           285, 265, 334, 341, 334, 412, 433, 259, 276, 411, 426 };
+
+static void a_fox_sentence_has_the_perplexity_computed_in_float64(void **state)
+{
+    (void)state;
+    struct session s;
+    if (!stories(&s, "f32", PREC_EXACT))
+        skip();
+    double ppl = perplexity(&s, fox, 1, 35);
+    printf("stories260K f32: %.4f, reference 4.9536\n", ppl);
+    assert_true(fabs(ppl - 4.9536) < 5e-4);
+    session_close(&s);
+    stories(&s, "nf4", PREC_EXACT);
+    ppl = perplexity(&s, fox, 1, 35);
+    printf("stories260K nf4: %.4f, reference 4.581\n", ppl);
+    assert_true(fabs(ppl / 4.581 - 1) < 5e-3);
+    session_close(&s);
+}
+
+static void trained_adapters_have_the_perplexity_that_was_measured_in_training(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *dir;
+        double ppl;
+    } runs[] = { { NULL, 169.09218557545128 },
+                 { "adapters/stories260K/lora_r8", 12.562466311394662 },
+                 { "adapters/stories260K/adalora_r8", 15.048186686462392 } };
+    struct session s;
+    struct st_file *f = NULL;
+    const char *path = support_shared("adapters/stories260K/tokens.safetensors");
+    int n;
+    if (path == NULL || st_open(path, &f, NULL) != ERR_OK || !stories(&s, "nf4", PREC_EXACT))
+        skip();
+    int32_t *held = ids_of(f, "held", &n);
+    for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
+        use_adapter(&s, runs[i].dir != NULL ? support_shared(runs[i].dir) : NULL);
+        double ppl = perplexity(&s, held, n / 128, 128);
+        printf("%s: %.4f, reference %.4f\n", runs[i].dir ? runs[i].dir : "bare base", ppl,
+               runs[i].ppl);
+        assert_true(fabs(ppl / runs[i].ppl - 1) < 5e-3);
+        if (runs[i].dir == NULL)
+            continue;
+        char logits[512];
+        struct st_file *g = NULL;
+        snprintf(logits, sizeof logits, "%s/logits.safetensors", support_shared(runs[i].dir));
+        assert_int_equal(st_open(logits, &g, NULL), ERR_OK);
+        int T;
+        int32_t *ids = ids_of(g, "tokens", &T);
+        float *got = logits_of(&s, ids, T);
+        double d = distance(got, st_find(g, "logits"));
+        printf("  logits of held row 0: %.2e\n", d);
+        assert_true(d < 3e-3);
+        free(got);
+        free(ids);
+        st_close(g);
+    }
+    free(held);
+    st_close(f);
+    session_close(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tiny_llama_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(tiny_llama3_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(tiny_mistral_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(tiny_qwen2_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(tiny_qwen3_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(a_fox_sentence_has_the_perplexity_computed_in_float64),
+        cmocka_unit_test(trained_adapters_have_the_perplexity_that_was_measured_in_training),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
