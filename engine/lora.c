@@ -4,8 +4,8 @@
  * side: by module, then by adapter of the set, then by j.  They are taken in windows of COLS, so
  * that the scratch does not grow with the rank; in each window two loops run over all groups at
  * once:
- *   U   units of (group, 16 rows, 16 columns)
- *   Y   units of (group, 16 rows, module, 512 outputs)
+ *   U   units of (group, 8 rows, 8 columns)
+ *   Y   units of (group, 8 rows, module, 512 outputs)
  * Windows ascend and Y walks them in order, so the sums have the order that lora.h promises
  * wherever the cuts lie.  A unit is found by bisection in a table of first units per group, which
  * lives at the end of the scratch. */
@@ -16,7 +16,7 @@
 
 #include <math.h>
 
-enum { COLS = 256, TILE_ROWS = 16, TILE_COLS = 16, TILE_OUT = 512 };
+enum { COLS = 256, TILE_ROWS = 8, TILE_COLS = 8, TILE_OUT = 512 };
 /* Multiply-adds: below this a loop is not worth waking others, and a piece not worth handing out. */
 enum { SERIAL_COST = 65536, PIECE_COST = 32768 };
 
