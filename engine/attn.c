@@ -5,6 +5,8 @@
  * loads; each query's sums are its own and in its own order. */
 #include "engine/attn.h"
 
+#include "engine/dot.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -106,7 +108,7 @@ static void block_run(const struct ops *ops, const struct attn_layer *a, const i
         tile_run(ops, a, &t, q, nq, f32);
     }
     for (int i = 0; i < nq; i++)
-        ops->scale(1.0f / ops_tree(q[i].m.sum), a->hd, q[i].out);
+        ops->scale(1.0f / dot_tree(q[i].m.sum), a->hd, q[i].out);
 }
 
 void attn_rows(const struct ops *ops, const struct attn_layer *a, const int32_t *pages, int pos,

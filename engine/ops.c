@@ -3,20 +3,10 @@
  * Read this for the orders and roundings; it is written to be read, not to be fast. */
 #include "engine/ops.h"
 
+#include "engine/dot.h"
 #include "engine/num.h"
 
 #include <math.h>
-#include <string.h>
-
-float ops_tree(const float lane[16])
-{
-    float t[8];
-    for (int i = 0; i < 8; i++)
-        t[i] = lane[i] + lane[i + 8];
-    for (int i = 0; i < 4; i++)
-        t[i] += t[i + 4];
-    return (t[0] + t[2]) + (t[1] + t[3]);
-}
 
 /* Scaling by 2^n in two exact-or-last steps, so that subnormal results are rounded once. */
 static float times_2n(float x, int n)
@@ -46,7 +36,7 @@ static void rmsnorm(const float *x, const float *w, float eps, int n, float *y)
     float lane[16] = { 0 };
     for (int i = 0; i < n; i++)
         lane[i % 16] = fmaf(x[i], x[i], lane[i % 16]);
-    float scale = 1.0f / sqrtf(ops_tree(lane) / (float)n + eps);
+    float scale = 1.0f / sqrtf(dot_tree(lane) / (float)n + eps);
     for (int i = 0; i < n; i++)
         y[i] = x[i] * scale * w[i];
 }

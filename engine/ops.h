@@ -2,7 +2,7 @@
  *
  * One table of functions per instruction set.  The scalar functions (ops.c) are the definition: they
  * sum in the order in which the vector code does (16 lanes, element i in lane i % 16, fused
- * multiply-adds, then the tree of ops_tree()), and they have an exponential of their own, because
+ * multiply-adds, then the tree of dot_tree()), and they have an exponential of their own, because
  * libm's differs from machine to machine.  ops_avx512.c gives the same bits for every finite input.
  *
  * Pure functions over caller memory; any thread.  n need not be a multiple of anything. */
@@ -61,9 +61,6 @@ extern const struct ops ops_scalar;
 #if defined(__x86_64__)
 extern const struct ops ops_avx512;
 #endif
-
-/* The one order in which 16 lanes are added: i and i + 8, then + 4, + 2, + 1. */
-float ops_tree(const float lane[16]);
 
 /* exp(x) = 2^n (1 + r + r^2 q(r)), n = round(x / ln 2), r = x - n ln 2 in two steps, q of degree 5
  * interpolated at the Chebyshev nodes (error 0.013 ulp before rounding).  Above 89 the result is

@@ -19,6 +19,8 @@ static int cmd_version(int argc, char **argv)
 static const struct cmd commands[] = {
     { "import", "make a base file from a Hugging Face folder", cmd_import },
     { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
+    { "logits", "write the logits of a sequence of tokens", cmd_logits },
+    { "perplexity", "how well the model predicts a text", cmd_perplexity },
     { "version", "print the version", cmd_version },
 };
 enum { NCOMMANDS = sizeof commands / sizeof commands[0] };
