@@ -283,8 +283,6 @@ static int read_sequences(struct session *s, const struct opts *o, struct sequen
     const char *text = opt_str(o, "text"), *tokens = opt_str(o, "tokens");
     const int max = s->base->arch.max_positions;
     int64_t context = max < 2048 ? max : 2048;
-    if ((text != NULL) + (tokens != NULL) + opts_nargs(o) != 1)
-        return err_set(err, ERR_INVALID, "give one of FILE, --text and --tokens");
     if (tokens != NULL)
         return read_tokens(tokens, ret, err);
     if (opt_str(o, "context") != NULL && !opt_int(o, "context", 2, max, &context))
@@ -343,13 +341,16 @@ int cmd_perplexity(int argc, char **argv)
     struct err err = { 0 };
     int code;
     struct opts *o = opts_parse(
-        argc, argv, table, "perplexity --base FILE TEXTFILE|-",
+        argc, argv, table, "perplexity --base FILE [TEXTFILE|-]",
         "Prints how well the model predicts a text, as JSON: tokens (how many were predicted), nll\n"
         "(their summed negative log-likelihood) and ppl = exp(nll / tokens).  The first token of a\n"
         "sequence is context only.", 0, 1, &code);
     if (o == NULL)
         return code;
-    code = session_open(o, &s);
+    if ((opt_str(o, "text") != NULL) + (opt_str(o, "tokens") != NULL) + opts_nargs(o) != 1)
+        code = fail(2, "give one of a file, --text and --tokens");
+    else
+        code = session_open(o, &s);
     if (code == 0) {
         if (run_perplexity(&s, o, &seq, &score, &err) != ERR_OK)
             code = fail(1, "%s", err.msg);

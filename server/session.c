@@ -67,13 +67,18 @@ static int add_adapter(struct session *s, struct store *st, const char *tenant, 
         rc = load_from_db(st, tenant, name, s->base, &src, &id, err);
     else
         rc = peft_load_dir(&s->base->arch, name, &src, err);
-    free(name);
     struct adapter *a = NULL;
     if (rc == ERR_OK)
         rc = adapter_build(&s->base->arch, src, id, &a, err);
     adapter_src_free(src);
-    if (rc != ERR_OK)
+    if (rc != ERR_OK) { /* say which of them it was */
+        const struct err cause = *err;
+        err_clear(err);
+        err_set(err, cause.code, "adapter %.200s: %.300s", name, cause.msg);
+        free(name);
         return rc;
+    }
+    free(name);
     s->adapters[s->lora.n] = a;
     s->lora.item[s->lora.n].adapter = a;
     s->lora.item[s->lora.n].weight = weight;
