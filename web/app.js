@@ -230,6 +230,11 @@ function showList() {
 }
 
 $('filter').addEventListener('input', showList);
+/* Enter opens the adapter of exactly that name, loaded into the list or not. */
+$('filter').addEventListener('keydown', e => {
+  if (e.key === 'Enter' && $('filter').value.trim())
+    openDetail($('filter').value.trim());
+});
 $('refresh').addEventListener('click', () => start());
 $('more').addEventListener('click', () =>
   loadAdapters(adapters[adapters.length - 1].name).catch(e => trouble(e.message)));
@@ -239,12 +244,12 @@ $('more').addEventListener('click', () =>
 async function openDetail(name, keepFocus) {
   try {
     const [a, versions] = await Promise.all([
-      get(adapterPath(name)), get(adapterPath(name, '/versions'))]);
-    opened = name;
+      get(adapterPath(name)), get(adapterPath(name.split('@')[0], '/versions'))]);
+    opened = a.name;
     trouble('');
     showList();
     showDetail(a);
-    showVersions(name, versions.data);
+    showVersions(a.name, versions.data);
     $('detail').hidden = false;
     if (!keepFocus) {
       $('detail').focus();
