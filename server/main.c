@@ -21,6 +21,10 @@ static const struct cmd commands[] = {
     { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
     { "logits", "write the logits of a sequence of tokens", cmd_logits },
     { "perplexity", "how well the model predicts a text", cmd_perplexity },
+    { "adapter", "add, list, show, write out, promote and remove adapters", cmd_adapter },
+    { "tenant", "add, list and remove tenants", cmd_tenant },
+    { "key", "make, list and revoke access keys", cmd_key },
+    { "check", "check the whole database for damage", cmd_check },
     { "version", "print the version", cmd_version },
 };
 enum { NCOMMANDS = sizeof commands / sizeof commands[0] };
