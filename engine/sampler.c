@@ -15,6 +15,7 @@
 
 struct sampler {
     int V;
+    float *logits;   /* [V] after bias and penalties */
     double *w;       /* [V] weights relative to the largest */
     int32_t *idx;    /* [V] candidates for the cuts */
     uint32_t *count; /* [V] all zero between calls */
@@ -73,10 +74,11 @@ int sampler_create(int V, struct sampler **ret, struct err *err)
     if (s == NULL)
         return err_nomem(err);
     s->V = V;
+    s->logits = malloc((size_t)V * sizeof *s->logits);
     s->w = malloc((size_t)V * sizeof *s->w);
     s->idx = malloc((size_t)V * sizeof *s->idx);
     s->count = calloc((size_t)V, sizeof *s->count);
-    if (s->w == NULL || s->idx == NULL || s->count == NULL) {
+    if (s->logits == NULL || s->w == NULL || s->idx == NULL || s->count == NULL) {
         sampler_destroy(s);
         return err_nomem(err);
     }
@@ -88,6 +90,7 @@ void sampler_destroy(struct sampler *s)
 {
     if (s == NULL)
         return;
+    free(s->logits);
     free(s->w);
     free(s->idx);
     free(s->count);
@@ -96,7 +99,7 @@ void sampler_destroy(struct sampler *s)
 
 size_t sampler_bytes(int V)
 {
-    return (size_t)V * (sizeof(double) + sizeof(int32_t) + sizeof(uint32_t));
+    return (size_t)V * (sizeof(float) + sizeof(double) + sizeof(int32_t) + sizeof(uint32_t));
 }
 
 /* --- random numbers ------------------------------------------------------------------------ */
@@ -316,15 +319,26 @@ static int32_t draw(struct sampler *s, const struct sample_params *p, double sum
     return found;
 }
 
-bool sampler_run(struct sampler *s, const struct sample_params *p, float *logits,
+/* The logits after bias and penalties: the caller's own when there are none. */
+static const float *adjust(struct sampler *s, const struct sample_params *p, const float *logits,
+                           const int32_t *tokens, int n, int nprompt)
+{
+    if (p->nbias == 0 && p->repetition_penalty == 1.0f && p->presence_penalty == 0.0f &&
+        p->frequency_penalty == 0.0f)
+        return logits;
+    memcpy(s->logits, logits, (size_t)s->V * sizeof *logits);
+    for (int i = 0; i < p->nbias; i++)
+        s->logits[p->bias[i].id] += p->bias[i].bias;
+    penalise_repetition(s, p->repetition_penalty, s->logits, tokens, n);
+    penalise_output(s, p->presence_penalty, p->frequency_penalty, s->logits, tokens + nprompt,
+                    n - nprompt);
+    return s->logits;
+}
+
+bool sampler_run(struct sampler *s, const struct sample_params *p, const float *logits,
                  const int32_t *tokens, int n, int nprompt, struct sample_result *ret)
 {
-    for (int i = 0; i < p->nbias; i++)
-        logits[p->bias[i].id] += p->bias[i].bias;
-    penalise_repetition(s, p->repetition_penalty, logits, tokens, n);
-    penalise_output(s, p->presence_penalty, p->frequency_penalty, logits, tokens + nprompt,
-                    n - nprompt);
-
+    logits = adjust(s, p, logits, tokens, n, nprompt);
     float max;
     if (!prob_max(logits, s->V, &max))
         return false;

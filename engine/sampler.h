@@ -68,13 +68,13 @@ struct sampler;
 int sampler_create(int V, struct sampler **ret, struct err *err);
 void sampler_destroy(struct sampler *s);
 size_t sampler_bytes(int V); /* what one takes, for the memory plan */
-/* Logits [V] are overwritten.  tokens[0..n) is the sequence so far, of which the first nprompt are
+/* Logits [V] are not changed.  tokens[0..n) is the sequence so far, of which the first nprompt are
  * the prompt; position n decides the random numbers.  false if a logit is NaN or infinite, so that
  * there is no distribution to choose from. */
-bool sampler_run(struct sampler *s, const struct sample_params *p, float *logits,
+bool sampler_run(struct sampler *s, const struct sample_params *p, const float *logits,
                  const int32_t *tokens, int n, int nprompt, struct sample_result *ret);
 /* No choice: the log-probability of `token` and `top` alternatives under the logits as they are
- * (prompt tokens).  The logits are not changed. */
+ * (prompt tokens). */
 bool sampler_score(struct sampler *s, const float *logits, int32_t token, int top,
                    struct sample_result *ret);
 

@@ -8,7 +8,11 @@
  *
  * Other threads meet the engine in two places only: sched_submit() (the admission queue) and a
  * `struct gen` (one generation's output: a log that the engine appends to and its owner reads).
- * The engine never calls out, except for `wake`, which must not block. */
+ * The engine never calls out, except for `wake`, which must not block.
+ *
+ * What a request gets does not depend on what else runs, on preemption, on any of the limits below
+ * or on the number of threads: rows are computed independently (compute.h), random numbers are a
+ * function of seed and position (sampler.h). */
 #ifndef ENGINE_SCHED_H
 #define ENGINE_SCHED_H
 
@@ -24,14 +28,14 @@ struct gen;
 
 struct sched_opts {
     const struct base *base;
-    const struct tokenizer *tokenizer;
+    const struct tokenizer *tokenizer; /* may be NULL: no text, no stop strings */
     const struct compute *compute;
     struct adapter_cache *adapters; /* may be NULL: no adapters by version */
     size_t kv_bytes;
-    int max_seqs;    /* running at once; default 64 */
-    int step_tokens; /* rows of a step at most; default 512 */
-    int max_queue;   /* waiting at most, more is ERR_BUSY; default 256 */
-    int max_context; /* 0: the model's max_positions */
+    int max_seqs;    /* running at once, and no more than step_tokens; 0: 64 */
+    int step_tokens; /* rows of a step at most; 0: 512 */
+    int max_queue;   /* waiting at most, more is ERR_BUSY; 0: 256 */
+    int max_context; /* 0: the model's max_positions; cut to what kv_bytes holds */
 };
 
 enum { GEN_STOP_MAX = 16, GEN_STOP_LEN = 256 };
@@ -57,20 +61,24 @@ struct gen_request {
     int nstop;
     const char *stop[GEN_STOP_MAX]; /* copied; each 1..GEN_STOP_LEN bytes */
     bool ignore_eos;
-    bool echo_logprobs;     /* also report prompt tokens with their logprobs (completions' echo) */
+    bool echo_logprobs;     /* first report prompt tokens with their logprobs (completions' echo) */
     double deadline;        /* now_mono() after which it is cut off; 0: none */
-    void (*wake)(void *ud); /* called on the engine thread after new output; may be NULL */
+    /* Called on the engine thread after new output; may be NULL.  Must not block, and may call
+     * nothing of this header but gen_read() and gen_usage(). */
+    void (*wake)(void *ud);
     void *wake_ud;
 };
 
 enum gen_finish { GEN_RUNNING, GEN_STOP, GEN_LENGTH, GEN_CANCELLED, GEN_DEADLINE, GEN_ERROR };
 
-/* One token of output.  `text` is what became certain with it: bytes from text_begin to text_end
- * of the generation's text (whole UTF-8 characters; nothing that may belong to a stop string). */
+/* One token of output.  Its text is what became certain with it: bytes from text_begin to text_end
+ * of the generation's text (whole UTF-8 characters; nothing that may belong to a stop string).  An
+ * end token is logged too, without text of its own.  Text that was held back when a generation is
+ * cancelled or cut off follows after the last token's text_end. */
 struct gen_token {
     int32_t token;
-    float logprob;
-    bool prompt;               /* an echoed prompt token */
+    float logprob;             /* 0 unless sample.top_logprobs >= 0 */
+    bool prompt;               /* an echoed prompt token: no text; the first has no logprob */
     uint32_t text_begin, text_end;
     int ntop;
     struct token_logprob top[SAMPLE_TOP_MAX];
@@ -92,8 +100,8 @@ int sched_submit(struct sched *s, const struct gen_request *r, struct gen **ret,
 
 /* The owner's side of a generation; any one thread at a time. */
 /* Copy out tokens [from, ...), at most max; and append the text from byte `text_from` on to `text`
- * (NULL: none).  *ret_finish is GEN_RUNNING until everything has been handed out.  Returns the
- * number of tokens. */
+ * (NULL: none).  *ret_finish is GEN_RUNNING until every token has been handed out; GEN_ERROR also
+ * when `text` cannot grow.  Returns the number of tokens. */
 size_t gen_read(struct gen *g, size_t from, struct gen_token *ret, size_t max, size_t text_from,
                 struct buf *text, enum gen_finish *ret_finish);
 /* Wait until there is something past token `from` or it is finished (command line, tests). */
@@ -113,10 +121,13 @@ void gen_release(struct gen *g);
 
 struct sched_stats {
     int running, waiting, max_seqs;
+    /* rows: positions computed; prompt_tokens: of requests admitted, cached ones included */
     uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted, rejected;
     struct kv_stats kv;
 };
 void sched_stats(struct sched *s, struct sched_stats *ret);
+/* Forget all cached prefixes before the next step. */
+void sched_forget(struct sched *s);
 /* For tests: preempt the youngest running sequence before the next step. */
 void sched_preempt_one(struct sched *s);
 
