@@ -128,7 +128,23 @@ INLINE AVX512 float tree(__m512 s)
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* A block of MR rows of x by NR rows of w, both literals: MR * NR accumulators in registers. */
+/* Four trees at once, each adding the same pairs. */
+INLINE AVX512 __m128 tree4(__m512 a, __m512 b, __m512 c, __m512 d)
+{
+    /* 8 lanes of each pair, then 4 lanes of all four, one after the other */
+    const __m512 ab =
+        _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const __m512 cd =
+        _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    __m512 s =
+        _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
+    return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, s));
+}
+
+/* A block of MR rows of x by NR (1 or 4) rows of w, both literals: MR * NR accumulators in
+ * registers. */
 INLINE AVX512 void block_avx512(enum dtype t, int MR, int NR, const float *x, size_t ldx,
                                 const void *w, size_t ldw, size_t K, float *y, size_t ldy)
 {
@@ -152,10 +168,12 @@ INLINE AVX512 void block_avx512(enum dtype t, int MR, int NR, const float *x, si
         }
     }
     UNROLL
-    for (int n = 0; n < NR; n++) {
-        UNROLL
-        for (int m = 0; m < MR; m++)
-            y[(size_t)m * ldy + (size_t)n] = tree(sum[n * MR + m]);
+    for (int m = 0; m < MR; m++) {
+        if (NR == 4)
+            _mm_storeu_ps(y + (size_t)m * ldy,
+                          tree4(sum[m], sum[MR + m], sum[2 * MR + m], sum[3 * MR + m]));
+        else
+            y[(size_t)m * ldy] = tree(sum[m]);
     }
 }
 
@@ -184,6 +202,8 @@ INLINE AVX512 void strip_avx512(enum dtype t, int NR, const float *x, size_t ldx
     int m = 0;
     for (; m + 4 <= M; m += 4)
         block_avx512(t, 4, NR, x + (size_t)m * ldx, ldx, w, ldw, K, y + (size_t)m * ldy, ldy);
+    for (; m + 2 <= M; m += 2)
+        block_avx512(t, 2, NR, x + (size_t)m * ldx, ldx, w, ldw, K, y + (size_t)m * ldy, ldy);
     for (; m < M; m++)
         block_avx512(t, 1, NR, x + (size_t)m * ldx, ldx, w, ldw, K, y + (size_t)m * ldy, ldy);
 }

@@ -10,9 +10,9 @@
  * at -128 * (sum of activations).  VPDPWSSD multiplies signed pairs; NF4 needs no start value
  * there, 8-bit weights do, because they are widened as code + 128 too (a mask and a shift).
  *
- * `rows` rows by `panels` panels are computed at once, always literals.  One or two rows have
- * too few accumulators to hide the instruction's latency, so they get 4 or 2 apiece; integers
- * may be added in any order. */
+ * `rows` rows by `panels` panels are computed at once, always literals.  Few rows have too few
+ * accumulators to hide the instruction's latency, so they get several apiece; integers may be
+ * added in any order. */
 #include "engine/linear_int.h"
 #include "engine/simd_int.h"
 
@@ -116,7 +116,7 @@ INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, int panel, in
     const float *act_scale = j->act_scale + row;
     const int32_t *act_start = j->act_start + row;
     const __m512i table = code_table(k);
-    const int apiece = rows * panels >= 4 ? 1 : 4 / (rows * panels);
+    const int apiece = rows * panels >= 8 ? 1 : 8 / (rows * panels);
 
     __m512 f[16];
     UNROLL
@@ -158,9 +158,12 @@ INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, int panel, in
             for (int m = 0; m < rows; m++) {
                 const int i = p * rows + m;
                 __m512i isum = sum[i];
+                /* With `apiece` as its bound, clang 14 leaves this a loop, and with it all sums
+                 * in memory. */
                 UNROLL
-                for (int c = 1; c < apiece; c++)
-                    isum = _mm512_add_epi32(isum, sum[c * panels * rows + i]);
+                for (int c = 1; c < 8; c++)
+                    if (c < apiece)
+                        isum = _mm512_add_epi32(isum, sum[c * panels * rows + i]);
                 const __m512 t =
                     _mm512_mul_ps(_mm512_cvtepi32_ps(isum), _mm512_set1_ps(act_scale[m]));
                 f[i] = _mm512_fmadd_ps(t, scale, f[i]);
@@ -175,43 +178,38 @@ INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, int panel, in
     store(j, panel, panels, row, rows, f);
 }
 
-/* A tile by one panel; the number of rows decides only how they are grouped. */
+/* The rows from `row` on of one panel. */
 INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, int panel, int row)
 {
+#define TAKE(n) (outputs(k, j, panel, 1, row, n), row += (n))
     while (row < j->rows) {
         const int left = j->rows - row;
-        if (left >= 16) {
-            outputs(k, j, panel, 1, row, 16);
-            row += 16;
-        } else if (left >= 12) {
-            outputs(k, j, panel, 1, row, 12);
-            row += 12;
-        } else if (left >= 8) {
-            outputs(k, j, panel, 1, row, 8);
-            row += 8;
-        } else if (left >= 6) {
-            outputs(k, j, panel, 1, row, 6);
-            row += 6;
-        } else if (left >= 4) {
-            outputs(k, j, panel, 1, row, 4);
-            row += 4;
-        } else if (left == 3) {
-            outputs(k, j, panel, 1, row, 3);
-            row += 3;
-        } else if (left == 2) {
-            outputs(k, j, panel, 1, row, 2);
-            row += 2;
-        } else {
-            outputs(k, j, panel, 1, row, 1);
-            row += 1;
-        }
+        if (left >= 16)
+            TAKE(16);
+        else if (left >= 12)
+            TAKE(12);
+        else if (left >= 8)
+            TAKE(8);
+        else if (left >= 6)
+            TAKE(6);
+        else if (left >= 4)
+            TAKE(4);
+        else if (left == 3)
+            TAKE(3);
+        else if (left == 2)
+            TAKE(2);
+        else
+            TAKE(1);
     }
+#undef TAKE
 }
 
+/* A tile by one or two panels.  Two panels by 8 rows use each broadcast activation twice; other
+ * numbers of rows go panel by panel, in at most two groups.  Grouping does not change a row. */
 INLINE AVX512 void job(enum kind k, const struct panel_job *j)
 {
     int row = 0;
-    if (j->outputs > PANEL)
+    if (j->outputs > PANEL && (j->rows < 12 || j->rows == 16))
         for (; row + 8 <= j->rows; row += 8)
             outputs(k, j, 0, 2, row, 8);
     for (int p = 0; p * PANEL < j->outputs; p++)
