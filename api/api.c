@@ -21,6 +21,7 @@ static const struct api_route {
     { "GET",    "/health",                        ANYONE, API_BODY_NONE,  NOTHING, health },
     { "GET",    "/ready",                         ANYONE, API_BODY_NONE,  NOTHING, ready },
     { "GET",    "/{web}",                         ANYONE, API_BODY_NONE,  NOTHING, web_page },
+    { "GET",    "/metrics",                       KEY,    API_BODY_NONE,  NOTHING, metrics },
 
     { "GET",    "/v1/models",                     KEY,    API_BODY_NONE,  NOTHING, models_list },
     { "GET",    "/v1/models/{ref}",               KEY,    API_BODY_NONE,  NOTHING, models_show },

@@ -101,6 +101,7 @@ int tar_write_adapter(const char *config, size_t config_len, const char *weights
 /* --- the handlers, one file per subject --------------------------------------------------- */
 int health(struct api_ctx *c, struct err *err);
 int ready(struct api_ctx *c, struct err *err);
+int metrics(struct api_ctx *c, struct err *err);
 int web_page(struct api_ctx *c, struct err *err);
 bool web_has(const char *path); /* of a file in web/, or "/" */
 int models_list(struct api_ctx *c, struct err *err);
