@@ -17,6 +17,7 @@ static int cmd_version(int argc, char **argv)
 }
 
 static const struct cmd commands[] = {
+    { "serve", "serve a base and its adapters over HTTP", cmd_serve },
     { "import", "make a base file from a Hugging Face folder", cmd_import },
     { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
     { "logits", "write the logits of a sequence of tokens", cmd_logits },
