@@ -3,7 +3,8 @@
  * The reference runs these patterns with Oniguruma in its Ruby syntax.  Where PCRE2 would read the
  * same text differently, translate() rewrites it (\s, \w, \d, \h, \v, \b, scripts, (?m), {,n},
  * options in the middle); where no rewriting is exact, the pattern is refused by name.  What is
- * left is common to both.
+ * left is common to both.  Properties of characters are those of PCRE2's Unicode version (14 in
+ * Debian 12), so characters that Unicode added later count as unassigned here.
  *
  * A search never hangs: PCRE2 counts its steps and gives up with an error.  Patterns without
  * nested repetition take a few steps per character, far from the limit. */
@@ -17,7 +18,8 @@
 
 enum { MAX_PATTERN = 64 << 10, MAX_DEPTH = 64 };
 
-#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+/* Oniguruma's \w; it counts Latin-1's superscripts and fractions in. */
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 struct tr {
     const char *s, *end;

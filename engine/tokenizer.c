@@ -118,8 +118,8 @@ static int inside_word(struct tok_call *c, const char *s, size_t len, size_t sta
 typedef int (*section_fn)(struct tok_call *c, const char *s, size_t len, bool origin);
 
 /* Cut s[len] at the added tokens of a finder: their ids are pushed, what is between goes to `fn`.
- * A match that does not count is skipped whole, and white space that a token takes in may be
- * matched again: both as in the reference. */
+ * A match that does not count is skipped whole, as in the reference; so is one that lies wholly in
+ * the white space that the token before took in. */
 static int each_section(struct tok_call *c, const struct tok_finder *f, const char *s, size_t len,
                         bool origin, section_fn fn)
 {
@@ -128,7 +128,7 @@ static int each_section(struct tok_call *c, const struct tok_finder *f, const ch
     while (rc == ERR_OK && (which = tok_finder_next(f, s, len, from, &start, &end)) >= 0) {
         const struct tok_added *a = &c->t->added[which];
         from = end;
-        if (a->special && !c->parse_special)
+        if (end <= done || (a->special && !c->parse_special))
             continue;
         if (a->single_word) {
             int inside = inside_word(c, s, len, start, end);

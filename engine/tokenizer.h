@@ -31,10 +31,13 @@ struct tok_ids {
     size_t n, cap;
 };
 
-/* text[len] (any bytes; invalid UTF-8 becomes U+FFFD as the reference does) -> ids.
+/* text[len] (any bytes; invalid UTF-8 becomes U+FFFD as the reference does) -> ids, appended to
+ * ret, which must be initialised (zeroed at first) and is as before after a failure.
  * `add_special`: run the post-processor (adds <s> and the like).  `parse_special`: tokens
  * marked special in the file are recognised in the text (else they are plain text).
- * ERR_TOO_LARGE when more than `max` ids would come out (0: no limit). */
+ * ERR_TOO_LARGE when more than `max` ids would come out (0: no limit); ERR_INVALID when a pattern
+ * of the tokenizer gives up on the text, or the text has an unknown character and the tokenizer no
+ * token for it. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bool add_special,
                      bool parse_special, size_t max, struct tok_ids *ret, struct err *err);
 /* ids -> bytes, appended to ret.  Unknown ids: ERR_INVALID. */
