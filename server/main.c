@@ -20,6 +20,7 @@ static const struct cmd commands[] = {
     { "serve", "serve a base and its adapters over HTTP", cmd_serve },
     { "import", "make a base file from a Hugging Face folder", cmd_import },
     { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
+    { "tokenize", "text to token ids and back", cmd_tokenize },
     { "logits", "write the logits of a sequence of tokens", cmd_logits },
     { "perplexity", "how well the model predicts a text", cmd_perplexity },
     { "adapter", "add, list, show, write out, promote and remove adapters", cmd_adapter },
