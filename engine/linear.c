@@ -154,8 +154,8 @@ static struct packed packed_parts(enum precision p, void *memory, int M, int K)
     struct packed r = { .bytes = codes + blocks * (sizeof *r.scale + sizeof *r.start) };
     if (memory != NULL) {
         r.codes = memory;
-        r.scale = (float *)(r.codes + codes);
-        r.start = (int32_t *)(r.scale + blocks);
+        r.scale = (void *)(r.codes + codes);
+        r.start = (void *)(r.scale + blocks);
     }
     return r;
 }

@@ -1,6 +1,7 @@
 /* linear_scalar.c - the definition of the quantised products, written to be read.
  *
- * Every vector kernel returns these bits.  Per output and block of 64 inputs, blocks ascending:
+ * Every vector kernel returns these bits (but a NaN is a NaN: its sign and payload may differ).
+ * Per output and block of 64 inputs, blocks ascending:
  *     isum = sum of weight code * activation code          (integers: exact in any order)
  *     f    = fmaf((float)isum * activation scale, weight scale, f)
  * starting from f = 0; at the end y = fmaf(f, unit, bias or 0).  Conversions and products round to
@@ -96,7 +97,7 @@ static int nf4_nibble(const uint8_t *block, int lane, int k)
 static void decode_nf4_8(const uint8_t *block, int lane, int16_t ret[BLOCK])
 {
     for (int k = 0; k < BLOCK; k++)
-        ret[k] = nf4_w8[nf4_nibble(block, lane, k)];
+        ret[k] = (int16_t)nf4_w8[nf4_nibble(block, lane, k)];
 }
 
 static void decode_nf4_16(const uint8_t *block, int lane, int16_t ret[BLOCK])

@@ -102,8 +102,6 @@ static float absmax_of(const float *w, size_t n)
     return most;
 }
 
-static float reciprocal(float absmax) { return 1.0f / fmaxf(absmax, absmax_least); }
-
 static int nf4_encode(float s)
 {
     static const float threshold[15] = {
@@ -134,7 +132,7 @@ void q4_quantize(enum q4_type type, const float *w, size_t n, uint8_t *packed, f
     const int zero = type == Q4_NF4 ? 7 : 0;
     for (size_t begin = 0; begin < n; begin += NF4_BLOCK) {
         const size_t len = n - begin < NF4_BLOCK ? n - begin : NF4_BLOCK;
-        const float most = absmax_of(w + begin, len), inverse = reciprocal(most);
+        const float most = absmax_of(w + begin, len), inverse = 1.0f / fmaxf(most, absmax_least);
         uint8_t code[NF4_BLOCK];
         if (len % 2 != 0)
             code[len] = (uint8_t)zero;
@@ -215,11 +213,13 @@ void q4_nest(const float *absmax, size_t blocks, uint8_t *codes, float *nested_a
     const float mean = blocks > 0 ? mean_of(absmax, blocks) : 0.0f;
     for (size_t begin = 0; begin < blocks; begin += NF4_NESTED_BLOCK) {
         const size_t left = blocks - begin, len = left < NF4_NESTED_BLOCK ? left : NF4_NESTED_BLOCK;
-        float d[NF4_NESTED_BLOCK];
-        for (size_t i = 0; i < len; i++)
-            d[i] = absmax[begin + i] - mean;
         /* The reference stores the clamped value here, but not for the weights' blocks. */
-        const float most = fmaxf(absmax_of(d, len), absmax_least), inverse = reciprocal(most);
+        float d[NF4_NESTED_BLOCK], most = absmax_least;
+        for (size_t i = 0; i < len; i++) {
+            d[i] = absmax[begin + i] - mean;
+            most = fmaxf(most, fabsf(d[i]));
+        }
+        const float inverse = 1.0f / most;
         for (size_t i = 0; i < len; i++)
             codes[begin + i] = (uint8_t)dynamic8_encode(d[i] * inverse);
         nested_absmax[begin / NF4_NESTED_BLOCK] = most;
