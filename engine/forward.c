@@ -199,10 +199,11 @@ static void plan_pieces(struct forward *f)
         n = cost < ATTN_PIECE ? (int)(ATTN_PIECE / cost) : 1;
         n = n < least ? least : n;
         n = n > run ? run : n;
-        int level = 63 - __builtin_clzll((unsigned long long)(cost * n));
+        const uint64_t all = (uint64_t)cost * (uint64_t)n;
+        const int level = 63 - __builtin_clzll(all);
         f->pieces[f->npieces++] = (struct piece){ f->rows[r].span->kv->pages, f->rows[r].pos,
                                                   r, n, level };
-        f->attn_cost += cost * n * a->G;
+        f->attn_cost += (int64_t)all * a->G;
     }
     /* The costliest first, so that nobody starts a long piece when the others are done. */
     int first[65] = { 0 };

@@ -123,7 +123,7 @@ static void dots(const struct work *w, const struct lora_module *mod, const floa
 
 static void u_unit(const struct work *w, const struct lora_group *g, int rest)
 {
-    const int blocks = ceil_div(window_cols(w, g->set), TILE_COLS);
+    const int blocks = imax(1, ceil_div(window_cols(w, g->set), TILE_COLS)); /* has some */
     const int row = g->begin + rest / blocks * TILE_ROWS, M = imin(TILE_ROWS, g->end - row);
     const int lo = w->window + rest % blocks * TILE_COLS;
     const int hi = imin(lo + TILE_COLS, w->window + window_cols(w, g->set));
@@ -239,7 +239,7 @@ static void y_run(void *arg, int64_t begin, int64_t end, int thread)
     for (int64_t n = begin; n < end; n++) {
         int rest, m = 0;
         const struct lora_group *g = find_unit(w, (int)n, &rest);
-        int pieces = group_pieces(w, g->set);
+        const int pieces = imax(1, group_pieces(w, g->set)); /* a unit's group has some */
         int row = g->begin + rest / pieces * TILE_ROWS;
         rest %= pieces;
         for (; rest >= module_pieces(w, g->set, m); m++)
@@ -296,7 +296,7 @@ void lora_apply(const struct compute *c, const struct lora_group *groups, int ng
         cols = imax(cols, group_cols(&w, groups[g].set));
     if (cols == 0)
         return;
-    w.first_unit = (int32_t *)(scratch + (size_t)groups[ngroups - 1].end * COLS);
+    w.first_unit = (void *)(scratch + (size_t)groups[ngroups - 1].end * COLS);
     for (w.window = 0; w.window < cols; w.window += COLS) {
         u_pass(c, &w);
         y_pass(c, &w);

@@ -127,6 +127,8 @@ static int read_tokens(const char *spec, struct sequences *ret, struct err *err)
 
 static int check_ids(const struct sequences *s, int V, struct err *err)
 {
+    if (s->n == 0)
+        return err_set(err, ERR_INVALID, "there are no tokens");
     for (size_t i = 0; i < s->start[s->n]; i++)
         if (s->ids[i] < 0 || s->ids[i] >= V)
             return err_set(err, ERR_INVALID, "token %zu is not an id of 0 to %d", i, V - 1);
@@ -190,12 +192,12 @@ static int run_logits(struct session *s, const struct opts *o, struct sequences 
     struct session_runner *r = NULL;
     struct logits_out out = { .V = s->base->arch.V };
     int rc = read_tokens(opt_str(o, "tokens"), seq, err);
-    if (rc == ERR_OK && seq->n != 1)
-        rc = err_set(err, ERR_INVALID, "--tokens has %zu sequences: logits takes one", seq->n);
     if (rc == ERR_OK)
         rc = check_ids(seq, out.V, err);
     if (rc != ERR_OK)
         return rc;
+    if (seq->n != 1)
+        return err_set(err, ERR_INVALID, "--tokens has %zu sequences: logits takes one", seq->n);
     const int n = (int)seq->start[1];
     const int64_t shape[2] = { n, out.V };
     rc = session_runner_open(s, n, &r, err);
@@ -225,7 +227,7 @@ int cmd_logits(int argc, char **argv)
         { "out", 'o', "FILE", NULL, "safetensors file to write: `logits`, F32 [T, V]", false },
         { NULL, 0, NULL, NULL, NULL, false },
     };
-    struct session s;
+    struct session s = { 0 };
     struct sequences seq = { 0 };
     struct err err = { 0 };
     int code;
@@ -233,10 +235,11 @@ int cmd_logits(int argc, char **argv)
                                 "Writes the logits of every position of a sequence.", 0, 0, &code);
     if (o == NULL)
         return code;
-    if (opt_str(o, "tokens") == NULL || opt_str(o, "out") == NULL)
-        code = fail(2, "--tokens and --out are needed");
-    else
-        code = session_open(o, &s);
+    if (opt_str(o, "tokens") == NULL || opt_str(o, "out") == NULL) {
+        opts_free(o);
+        return fail(2, "--tokens and --out are needed");
+    }
+    code = session_open(o, &s);
     if (code == 0) {
         if (run_logits(&s, o, &seq, &err) != ERR_OK)
             code = fail(1, "%s", err.msg);
@@ -258,10 +261,11 @@ struct score {
 /* -log softmax(logits)[id], in fp64 */
 static double surprise(const float *logits, int V, int id)
 {
-    double top = logits[0], sum = 0;
+    double top = logits[0];
     for (int i = 1; i < V; i++)
         top = logits[i] > top ? logits[i] : top;
-    for (int i = 0; i < V; i++)
+    double sum = exp(logits[0] - top);
+    for (int i = 1; i < V; i++)
         sum += exp(logits[i] - top);
     return log(sum) + top - logits[id];
 }
@@ -335,7 +339,7 @@ int cmd_perplexity(int argc, char **argv)
           false },
         { NULL, 0, NULL, NULL, NULL, false },
     };
-    struct session s;
+    struct session s = { 0 };
     struct sequences seq = { 0 };
     struct score score = { 0 };
     struct err err = { 0 };
@@ -347,10 +351,11 @@ int cmd_perplexity(int argc, char **argv)
         "sequence is context only.", 0, 1, &code);
     if (o == NULL)
         return code;
-    if ((opt_str(o, "text") != NULL) + (opt_str(o, "tokens") != NULL) + opts_nargs(o) != 1)
-        code = fail(2, "give one of a file, --text and --tokens");
-    else
-        code = session_open(o, &s);
+    if ((opt_str(o, "text") != NULL) + (opt_str(o, "tokens") != NULL) + opts_nargs(o) != 1) {
+        opts_free(o);
+        return fail(2, "give one of a file, --text and --tokens");
+    }
+    code = session_open(o, &s);
     if (code == 0) {
         if (run_perplexity(&s, o, &seq, &score, &err) != ERR_OK)
             code = fail(1, "%s", err.msg);

@@ -8,28 +8,30 @@
 #include <string.h>
 
 /* --- adapters --------------------------------------------------------------------------------- */
-/* "NAME:0.5" -> "NAME", 0.5.  What follows the last colon is a weight if it is a number. */
-static int split_weight(const char *spec, char **ret_name, float *ret_weight, struct err *err)
+/* "NAME:0.5" -> "NAME", 0.5.  What follows the last colon is a weight if it is a number.  NULL: err
+ * says why. */
+static char *split_weight(const char *spec, float *ret_weight, struct err *err)
 {
     char *name = strdup(spec);
-    if (name == NULL)
-        return err_nomem(err);
+    if (name == NULL) {
+        err_nomem(err);
+        return NULL;
+    }
     char *colon = strrchr(name, ':'), *end = NULL;
     *ret_weight = 1.0f;
-    if (colon != NULL && colon[1] != '\0') {
-        float weight = strtof(colon + 1, &end);
-        if (*end == '\0') {
-            if (!isfinite(weight)) {
-                int rc = err_set(err, ERR_INVALID, "the weight of adapter %s is not finite", spec);
-                free(name);
-                return rc;
-            }
-            *ret_weight = weight;
-            *colon = '\0';
-        }
+    if (colon == NULL || colon[1] == '\0')
+        return name;
+    const float weight = strtof(colon + 1, &end);
+    if (*end != '\0')
+        return name;
+    if (!isfinite(weight)) {
+        err_set(err, ERR_INVALID, "the weight of adapter %s is not finite", spec);
+        free(name);
+        return NULL;
     }
-    *ret_name = name;
-    return ERR_OK;
+    *ret_weight = weight;
+    *colon = '\0';
+    return name;
 }
 
 static int load_from_db(struct store *st, const char *tenant, const char *name,
@@ -57,12 +59,12 @@ static int add_adapter(struct session *s, struct store *st, const char *tenant, 
                        struct err *err)
 {
     struct adapter_src *src = NULL;
-    char *name = NULL;
     float weight;
     int64_t id = 0;
-    int rc = split_weight(spec, &name, &weight, err);
-    if (rc != ERR_OK)
-        return rc;
+    char *name = split_weight(spec, &weight, err);
+    if (name == NULL)
+        return err->code;
+    int rc;
     if (st != NULL && name[0] != '.' && name[0] != '/')
         rc = load_from_db(st, tenant, name, s->base, &src, &id, err);
     else
