@@ -36,12 +36,14 @@ size_t mem_footprint(size_t bytes)
     return bytes == 0 ? 64 : round_up(bytes, 64);
 }
 
-/* Map a little more than asked for and give back what lies before the boundary and after the end. */
+/* Map a little more than asked for and give back what lies before the boundary and after the end.
+ */
 static void *map_large(size_t size)
 {
     if (size > SIZE_MAX - HUGE_PAGE)
         return NULL;
-    char *raw = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *raw =
+        mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED)
         return NULL;
     size_t before = (HUGE_PAGE - (uintptr_t)raw % HUGE_PAGE) % HUGE_PAGE;

@@ -283,7 +283,7 @@ static const struct suffix *suffix_of(const char *name, bool adalora, size_t *re
 /* Put one tensor of the file where it belongs, or say why it belongs nowhere. */
 static int take_tensor(struct reading *r, const struct st_tensor *t)
 {
-    char path[256], again[256];
+    char path[256];
     size_t at = 0, skip = sizeof prefix - 1;
     if (strncmp(t->name, prefix, skip) != 0)
         return refuse_tensor(r, t->name, "its name does not begin with \"base_model.model.\"");
@@ -299,10 +299,7 @@ static int take_tensor(struct reading *r, const struct st_tensor *t)
     int layer = 0;
     enum module module = MOD_Q;
     snprintf(path, sizeof path, "%.*s", (int)(at < sizeof path ? at : 0), t->name + skip);
-    bool known = at < sizeof path && arch_module_parse(r->arch, path, &layer, &module);
-    if (known) /* only the one way to write it: no leading zeros and the like */
-        arch_module_path(r->arch, layer, module, again, sizeof again);
-    if (!known || strcmp(path, again) != 0) {
+    if (at >= sizeof path || !arch_module_parse(r->arch, path, &layer, &module)) {
         char shown[128];
         return peft_refuse(r->err,
                            "tensor %s: this base (%s with %d layers) has no such linear layer "
@@ -372,7 +369,7 @@ static int check_mask_keys(const struct reading *r)
     json_t *v;
     json_object_foreach(r->c.rank_pattern, key, v)
     {
-        char path[256], again[256] = "", shown[128];
+        char path[256], shown[128];
         int layer;
         enum module module;
         size_t n = strlen(key), k = strlen(".lora_E");
@@ -381,9 +378,7 @@ static int check_mask_keys(const struct reading *r)
             snprintf(path, sizeof path, "%.*s", (int)(n - k), key);
             ok = arch_module_parse(r->arch, path, &layer, &module);
         }
-        if (ok)
-            arch_module_path(r->arch, layer, module, again, sizeof again);
-        if (!ok || strcmp(path, again) != 0 || !slot_of(r, layer, (int)module)->targeted)
+        if (!ok || !slot_of(r, layer, (int)module)->targeted)
             return peft_refuse(r->err,
                                "adapter_config.json: rank_pattern has the key \"%s\", which is "
                                "not the lora_E of an adapted layer of this base",
@@ -515,7 +510,7 @@ static int fill(struct reading *r, const char *config, size_t len, struct adapte
     a->config_len = len;
     a->config = malloc(len + 1);
     a->base_name = base != NULL && base[0] != '\0' ? strdup(base) : NULL;
-    a->modules = calloc(r->ntargeted, sizeof *a->modules);
+    a->modules = calloc(r->ntargeted + 1, sizeof *a->modules);
     if (a->config == NULL || a->modules == NULL ||
         (base != NULL && base[0] != '\0' && a->base_name == NULL))
         return err_nomem(r->err);

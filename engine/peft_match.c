@@ -23,10 +23,14 @@ enum { PATTERN_MAX = 4096, STEPS_MAX = 20000, PATTERNS_MAX = 16384 };
 
 enum target_kind { TARGET_LIST, TARGET_REGEX, TARGET_ALL_LINEAR };
 
+struct pattern {
+    pcre2_code *code;
+    double value; /* in rank_pattern and alpha_pattern */
+};
+
 struct patterns {
     size_t n;
-    pcre2_code **code;
-    double *value; /* of rank_pattern and alpha_pattern */
+    struct pattern *item;
 };
 
 struct peft_matcher {
@@ -204,28 +208,33 @@ static int re_match(struct peft_matcher *m, const pcre2_code *re, const char *fi
 
 static int patterns_room(struct patterns *p, size_t n, const char *field, struct err *err)
 {
-    if (n > PATTERNS_MAX)
-        return peft_refuse(err, "adapter_config.json: %s has %zu entries, at most %d are read",
-                           field, n, PATTERNS_MAX);
-    p->code = calloc(n + 1, sizeof *p->code);
-    p->value = calloc(n + 1, sizeof *p->value);
-    return p->code != NULL && p->value != NULL ? ERR_OK : err_nomem(err);
+    if (n > PATTERNS_MAX) {
+        peft_refuse(err, "adapter_config.json: %s has %zu entries, at most %d are read", field, n,
+                    PATTERNS_MAX);
+        return ERR_INVALID;
+    }
+    p->item = calloc(n + 1, sizeof *p->item);
+    if (p->item != NULL)
+        return ERR_OK;
+    err_nomem(err);
+    return ERR_NOMEM;
 }
 
 static void patterns_free(struct patterns *p)
 {
-    for (size_t i = 0; p->code != NULL && i < p->n; i++)
-        pcre2_code_free(p->code[i]);
-    free(p->code);
-    free(p->value);
+    for (size_t i = 0; i < p->n; i++)
+        pcre2_code_free(p->item[i].code);
+    free(p->item);
 }
 
+/* There is room: patterns_room() made it. */
 static int patterns_add(struct patterns *p, const char *field, const char *before,
                         const char *pattern, const char *after, double value, struct err *err)
 {
-    int rc = re_compile(field, before, pattern, after, &p->code[p->n], err);
+    struct pattern it = { .value = value };
+    int rc = re_compile(field, before, pattern, after, &it.code, err);
     if (rc == ERR_OK)
-        p->value[p->n++] = value;
+        p->item[p->n++] = it;
     return rc;
 }
 
@@ -428,7 +437,7 @@ static int in_layers(struct peft_matcher *m, const char *path, bool *ret, struct
     bool found = false;
     *ret = false;
     for (size_t i = 0; i < m->layers_re.n && !found; i++) {
-        int rc = re_match(m, m->layers_re.code[i], "layers_pattern", path, 0, &found, err);
+        int rc = re_match(m, m->layers_re.item[i].code, "layers_pattern", path, 0, &found, err);
         if (rc != ERR_OK)
             return rc;
     }
@@ -456,7 +465,8 @@ static int is_excluded(struct peft_matcher *m, const char *path, bool *ret, stru
     *ret = m->exclude != NULL && in_list(m->exclude, path, &exact);
     if (m->exclude_re.n == 0)
         return ERR_OK;
-    return re_match(m, m->exclude_re.code[0], "exclude_modules", path, PCRE2_ENDANCHORED, ret, err);
+    return re_match(m, m->exclude_re.item[0].code, "exclude_modules", path, PCRE2_ENDANCHORED, ret,
+                    err);
 }
 
 int peft_matcher_targets(struct peft_matcher *m, const char *path, bool linear, bool *ret,
@@ -472,8 +482,8 @@ int peft_matcher_targets(struct peft_matcher *m, const char *path, bool linear, 
         *ret = linear;
         return ERR_OK;
     case TARGET_REGEX:
-        return re_match(m, m->target_re.code[0], "target_modules", path, PCRE2_ENDANCHORED, ret,
-                        err);
+        return re_match(m, m->target_re.item[0].code, "target_modules", path, PCRE2_ENDANCHORED,
+                        ret, err);
     case TARGET_LIST:
         break;
     }
@@ -489,11 +499,11 @@ static int first_match(struct peft_matcher *m, const struct patterns *p, const c
 {
     for (size_t i = 0; i < p->n; i++) {
         bool found = false;
-        int rc = re_match(m, p->code[i], field, path, 0, &found, err);
+        int rc = re_match(m, p->item[i].code, field, path, 0, &found, err);
         if (rc != ERR_OK)
             return rc;
         if (found) {
-            *ret = p->value[i];
+            *ret = p->item[i].value;
             return ERR_OK;
         }
     }

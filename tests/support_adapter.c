@@ -61,8 +61,9 @@ char *support_tensors_file(const struct support_tensor *t, size_t n, size_t *ret
         size_t bytes = (size_t)(t[i].rows * (t[i].cols < 0 ? 1 : t[i].cols)) * size_of(t[i].dtype);
         if (t[i].cols >= 0)
             snprintf(cols, sizeof cols, ",%lld", (long long)t[i].cols);
-        must(buf_printf(&head, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld%s],\"data_offsets\":[%zu,%zu]}",
-                        t[i].name, t[i].dtype, (long long)t[i].rows, cols, at, at + bytes) == ERR_OK,
+        must(buf_printf(
+                 &head, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld%s],\"data_offsets\":[%zu,%zu]}",
+                 t[i].name, t[i].dtype, (long long)t[i].rows, cols, at, at + bytes) == ERR_OK,
              "memory");
         at += bytes;
     }
@@ -117,7 +118,8 @@ size_t support_lora_tensors(const struct arch *arch, const char *path_end, int r
     return n;
 }
 
-/* The adapter borrows its tensors from the file's memory, so it is handed that memory as its own. */
+/* The adapter borrows its tensors from the file's memory, so it is handed that memory as its own.
+ */
 int support_parse(const struct arch *arch, const char *config, const struct support_tensor *t,
                   size_t n, struct adapter_src **ret, struct err *err)
 {

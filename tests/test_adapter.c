@@ -146,8 +146,14 @@ static void bytes_are_what_is_taken(void **state)
     for (int in = 520; in < 530; in++) {
         static float zeros[1000 * 1000];
         arch.D = in;
-        struct adapter_src_module m = { .path = "x", .module = MOD_GATE, .rank = 960, .in = in,
-                                        .out = arch.F, .dtype = DT_F32, .A = zeros, .B = zeros,
+        struct adapter_src_module m = { .path = "x",
+                                        .module = MOD_GATE,
+                                        .rank = 960,
+                                        .in = in,
+                                        .out = arch.F,
+                                        .dtype = DT_F32,
+                                        .A = zeros,
+                                        .B = zeros,
                                         .scaling = 1 };
         struct adapter_src src = { .nmodules = 1, .modules = &m };
         struct adapter *a = NULL;
@@ -160,7 +166,8 @@ static void bytes_are_what_is_taken(void **state)
     }
 }
 
-/* --- hash --------------------------------------------------------------------------------------- */
+/* --- hash ---------------------------------------------------------------------------------------
+ */
 
 static void the_hash_depends_on_the_content_and_not_on_the_file(void **state)
 {
@@ -199,14 +206,16 @@ static void the_hash_depends_on_the_content_and_not_on_the_file(void **state)
     adapter_src_free(b);
 }
 
-/* --- sets --------------------------------------------------------------------------------------- */
+/* --- sets ---------------------------------------------------------------------------------------
+ */
 
 static void a_set_has_one_order_and_equal_contents_are_added(void **state)
 {
     (void)state;
     const struct adapter a = { .hash = { 1 } }, b = { .hash = { 2 } }, c = { .hash = { 3 } };
     const struct adapter b_again = { .hash = { 2 }, .version_id = 9 };
-    struct lora_set s = { 5, { { &c, 1 }, { &b, 0.5f }, { &a, -2 }, { &b_again, 0.25f }, { &c, 3 } } };
+    struct lora_set s = { 5,
+                          { { &c, 1 }, { &b, 0.5f }, { &a, -2 }, { &b_again, 0.25f }, { &c, 3 } } };
     struct lora_set t = { 3, { { &b_again, 0.75f }, { &c, 4 }, { &a, -2 } } };
     lora_set_sort(&s);
     lora_set_sort(&t);
@@ -249,7 +258,8 @@ static void methods_have_names(void **state)
     assert_false(adapter_method_parse("dora", &m));
 }
 
-/* --- writing back --------------------------------------------------------------------------------- */
+/* --- writing back
+ * --------------------------------------------------------------------------------- */
 
 static void what_is_written_reads_back_the_same(void **state)
 {
@@ -275,7 +285,8 @@ static void what_is_written_reads_back_the_same(void **state)
     support_remove(dir);
 }
 
-/* --- the classic form, against PyTorch --------------------------------------------------------- */
+/* --- the classic form, against PyTorch ---------------------------------------------------------
+ */
 
 static void read_f32(const struct st_file *f, const char *name, float *ret, size_t n)
 {
@@ -305,9 +316,17 @@ static void w_plus_alpha_over_r_times_b_a_gives_pytorchs_numbers(void **state)
     for (int zero = 0; zero < 2; zero++) {
         read_f32(f, zero ? "B" : "B_nonzero", B, 8);
         read_f32(f, zero ? "y" : "y_nonzero", want, 12);
-        struct adapter_src_module m = { .path = "k", .module = MOD_K, .rank = 2, .init_rank = 2,
-                                        .alpha = 8, .scaling = 8.0 / 2, .in = 8, .out = 4,
-                                        .dtype = DT_F32, .A = A, .B = B };
+        struct adapter_src_module m = { .path = "k",
+                                        .module = MOD_K,
+                                        .rank = 2,
+                                        .init_rank = 2,
+                                        .alpha = 8,
+                                        .scaling = 8.0 / 2,
+                                        .in = 8,
+                                        .out = 4,
+                                        .dtype = DT_F32,
+                                        .A = A,
+                                        .B = B };
         struct adapter_src src = { .nmodules = 1, .modules = &m };
         struct adapter *a = NULL;
         assert_int_equal(adapter_build(&arch, &src, 0, &a, &err), ERR_OK);
@@ -336,7 +355,8 @@ static void w_plus_alpha_over_r_times_b_a_gives_pytorchs_numbers(void **state)
     st_close(f);
 }
 
-/* --- every adapter among the reference files ----------------------------------------------------- */
+/* --- every adapter among the reference files -----------------------------------------------------
+ */
 
 static int load_arch(const char *relative, struct arch *ret)
 {

@@ -179,8 +179,8 @@ static void a_plan_adds_up_and_keeps_what_is_asked_for(void **state)
     for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
         struct mem_plan p;
         struct err err = { 0 };
-        int rc = mem_plan(t[i][0] * MIB, t[i][1] * MIB, t[i][2] * MIB, t[i][3] * MIB,
-                          t[i][4] * MIB, t[i][5] * MIB, &p, &err);
+        int rc = mem_plan(t[i][0] * MIB, t[i][1] * MIB, t[i][2] * MIB, t[i][3] * MIB, t[i][4] * MIB,
+                          t[i][5] * MIB, &p, &err);
         if (rc != ERR_OK)
             fail_msg("case %zu: %s", i, err.msg);
         assert_int_equal(p.total, t[i][0] * MIB);
@@ -204,8 +204,8 @@ static void a_plan_that_does_not_fit_says_the_numbers(void **state)
     for (size_t i = 0; i < sizeof t / sizeof t[0]; i++) {
         struct mem_plan p = { .total = 7 };
         struct err err = { 0 };
-        int rc = mem_plan(t[i][0] * MIB, t[i][1] * MIB, t[i][2] * MIB, t[i][3] * MIB,
-                          t[i][4] * MIB, t[i][5] * MIB, &p, &err);
+        int rc = mem_plan(t[i][0] * MIB, t[i][1] * MIB, t[i][2] * MIB, t[i][3] * MIB, t[i][4] * MIB,
+                          t[i][5] * MIB, &p, &err);
         if (rc != ERR_INVALID || strstr(err.msg, "MiB") == NULL)
             fail_msg("case %zu: %d \"%s\"", i, rc, err.msg);
         assert_int_equal(p.total, 7);

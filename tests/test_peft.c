@@ -149,7 +149,8 @@ static const struct {
     { "target_modules", "[\"q_proj\", \"Wqkv\"]", "[]", false, true },
     { "target_modules", "\".*q_proj\"", "[\"c_attn\"]", false, true },
     { "target_modules", "[\"q_proj\"]", "[\"q_proj\", 1]", false, true },
-    { "target_modules", "[\"q_proj\"]", "\"all-linear\"", false, true }, /* others have no tensors */
+    { "target_modules", "[\"q_proj\"]", "\"all-linear\"", false,
+      true }, /* others have no tensors */
     { "target_modules", "[\"q_proj\"]", "[\"q_proj\", \"lm_head\"]", false, true },
     { "target_modules", "[\"q_proj\"]", "[\"q_proj\", \"embed_tokens\"]", false, true },
     { "target_modules", "[\"q_proj\"]", "[\"v_proj\"]", false, true }, /* whose are they? */
@@ -207,7 +208,11 @@ static void a_field_of_the_other_method_is_refused(void **state)
     for (const struct peft_field *f = peft_fields; f->name != NULL; f++) {
         if (f->method == FOR_BOTH)
             continue;
-        int rc = parse_field(f->method == FOR_LORA, f->name, "3", msg, hash);
+        /* a value of the right type, so that the type is not what is refused */
+        const char *value = strcmp(f->name, "use_rslora") == 0      ? "true"
+                            : strcmp(f->name, "alpha_pattern") == 0 ? "{\"q_proj\": 3}"
+                                                                    : "3";
+        int rc = parse_field(f->method == FOR_LORA, f->name, value, msg, hash);
         if (rc != ERR_INVALID || strstr(msg, f->name) == NULL)
             fail_msg("%s: %d \"%s\"", f->name, rc, msg);
     }
@@ -232,7 +237,13 @@ static void a_config_that_is_no_object_is_refused(void **state)
 {
     (void)state;
     const char *const bad[] = {
-        "", "[]", "3", "{", "{\"peft_type\":\"LORA\"", "{}", "null",
+        "",
+        "[]",
+        "3",
+        "{",
+        "{\"peft_type\":\"LORA\"",
+        "{}",
+        "null",
         "{\"peft_type\":\"LORA\",\"r\":8,\"r\":4,\"target_modules\":[\"q_proj\"]}",
         "{\"peft_type\":\"LORA\",\"lora_alpha\":NaN,\"target_modules\":[\"q_proj\"]}",
         "{\"peft_type\":\"LORA\",\"lora_alpha\":1e999,\"target_modules\":[\"q_proj\"]}",
@@ -247,7 +258,8 @@ static void a_config_that_is_no_object_is_refused(void **state)
     }
 }
 
-/* --- names -------------------------------------------------------------------------------------- */
+/* --- names --------------------------------------------------------------------------------------
+ */
 
 static const char *const keys[] = { "model.layers.0.self_attn.q_proj",
                                     "model.layers.1.self_attn.v_proj",
@@ -300,7 +312,8 @@ static struct peft_matcher *matcher(struct peft_config *c, const char *config)
 
 static char *config_of(const char *target, const char *rank_key)
 {
-    json_t *root = json_pack("{s:s, s:{s:i}}", "target_modules", target, "rank_pattern", rank_key, 7);
+    json_t *root =
+        json_pack("{s:s, s:{s:i}}", "target_modules", target, "rank_pattern", rank_key, 7);
     char *text = json_dumps(root, 0);
     json_decref(root);
     assert_non_null(text);
@@ -339,11 +352,11 @@ static void patterns_that_might_mean_something_else_are_refused(void **state)
 {
     (void)state;
     const char *const bad[] = {
-        "\\Qq_proj\\E", "(?i)q_proj", "(?R)",       "(*UTF)q_proj", "q{,3}",      "[[:alpha:]]_proj",
-        "\\h",          "\\x71_proj", "(?|a|b)",    "(?<n>a)",      "(?#c)q",     "\\p{Ll}",
-        "\\K",          "\\N",        "\\0",        "(a)\\12",      "[a",         "(a",
-        "a)",           "a\\",        "\\g{1}",     "\\v",          "q{ 1}",      "[\\x41]",
-        "(?P>n)",       "(?1)",       "(?C1)a",     "**",           "(?>a)",      "\\C",
+        "\\Qq_proj\\E", "(?i)q_proj", "(?R)",    "(*UTF)q_proj", "q{,3}",  "[[:alpha:]]_proj",
+        "\\h",          "\\x71_proj", "(?|a|b)", "(?<n>a)",      "(?#c)q", "\\p{Ll}",
+        "\\K",          "\\N",        "\\0",     "(a)\\12",      "[a",     "(a",
+        "a)",           "a\\",        "\\g{1}",  "\\v",          "q{ 1}",  "[\\x41]",
+        "(?P>n)",       "(?1)",       "(?C1)a",  "**",           "(?>a)",  "\\C",
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct peft_config c;
@@ -409,20 +422,27 @@ static void targets_exclusions_and_layers_choose_modules(void **state)
         { "{\"target_modules\": \"all-linear\", \"exclude_modules\": [\"v_proj\"]}", "10100" },
         { "{\"target_modules\": \"all-linear\", \"exclude_modules\": \".*mlp.*\"}", "11000" },
         { "{\"target_modules\": \"all-linear\", \"exclude_modules\": \"mlp\"}", "11100" },
+        { "{\"target_modules\": \"all-linear\", \"exclude_modules\": \"model.*mlp\"}", "11100" },
         { "{\"target_modules\": [\"lm_head\", \"embed_tokens\"]}", "00011" },
         { "{\"target_modules\": [\"q_proj\", \"v_proj\", \"down_proj\"],"
-          "\"layers_to_transform\": 1}", "01000" },
+          "\"layers_to_transform\": 1}",
+          "01000" },
         { "{\"target_modules\": [\"q_proj\", \"v_proj\", \"down_proj\"],"
-          "\"layers_to_transform\": [10, 0]}", "10100" },
+          "\"layers_to_transform\": [10, 0]}",
+          "10100" },
         { "{\"target_modules\": [\"q_proj\", \"v_proj\", \"lm_head\"],"
-          "\"layers_to_transform\": [0], \"layers_pattern\": \"layers\"}", "10001" }, /* see below */
+          "\"layers_to_transform\": [0], \"layers_pattern\": \"layers\"}",
+          "10001" }, /* see below */
         { "{\"target_modules\": [\"q_proj\", \"v_proj\"],"
-          "\"layers_to_transform\": [0], \"layers_pattern\": [\"h\", \"layers\"]}", "10000" },
+          "\"layers_to_transform\": [0], \"layers_pattern\": [\"h\", \"layers\"]}",
+          "10000" },
         { "{\"target_modules\": [\"q_proj\", \"v_proj\"],"
-          "\"layers_to_transform\": [0], \"layers_pattern\": \"blocks\"}", "00000" },
+          "\"layers_to_transform\": [0], \"layers_pattern\": \"blocks\"}",
+          "00000" },
         /* a whole path is adapted whatever the layers are (so was lm_head above) */
         { "{\"target_modules\": [\"model.layers.1.self_attn.v_proj\", \"q_proj\"],"
-          "\"layers_to_transform\": [5]}", "01000" },
+          "\"layers_to_transform\": [5]}",
+          "01000" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct peft_config c;
@@ -440,7 +460,8 @@ static void targets_exclusions_and_layers_choose_modules(void **state)
     }
 }
 
-/* --- tensors ------------------------------------------------------------------------------------ */
+/* --- tensors ------------------------------------------------------------------------------------
+ */
 
 enum { Q0_A, Q0_B, Q1_A, Q1_B };
 
@@ -484,6 +505,10 @@ static void a_tensor_that_does_not_fit_is_refused_by_name(void **state)
         { { Q0 ".lora_A.weight", "BF16", 2, 8, NULL }, Q0_A, "share a type" },
         { { Q0 ".lora_A.weight", "F32", 2, 8, "nan" }, Q0_A, "element 15" },
         { { Q0 ".lora_B.weight", "F32", 8, 2, "inf" }, Q0_B, "not finite" },
+        { { Q0 ".lora_A.weight", "F16", 2, 8, "nan" }, Q0_A, "element 15" },
+        { { Q0 ".lora_A.weight", "F16", 2, 8, "inf" }, Q0_A, "element 15" },
+        { { Q0 ".lora_A.weight", "BF16", 2, 8, "nan" }, Q0_A, "element 15" },
+        { { Q0 ".lora_A.weight", "BF16", 2, 8, "inf" }, Q0_A, "element 15" },
         { { Q0 ".lora_A.weights", "F32", 2, 8, NULL }, Q0_A, "does not end" },
         { { Q0 ".lora_A.default.weight", "F32", 2, 8, NULL }, Q0_A, "lora_A.default.weight" },
         { { Q0 ".lora_A", "F32", 2, 8, NULL }, Q0_A, "does not end" },
@@ -493,19 +518,25 @@ static void a_tensor_that_does_not_fit_is_refused_by_name(void **state)
         { { Q0 ".base_layer.bias", "F32", 8, -1, NULL }, 4, "bias of the base" },
         { { Q0 ".base_layer.weight", "F32", 8, 8, NULL }, 4, "weight of the base" },
         { { "base_model.model.lm_head.weight", "F32", 16, 8, NULL }, 4, "weight of the base" },
-        { { "base_model.model.model.embed_tokens.lora_embedding_A", "F32", 2, 16, NULL }, 4,
+        { { "base_model.model.model.embed_tokens.lora_embedding_A", "F32", 2, 16, NULL },
+          4,
           "embeddings" },
         { { "base_model.model.lm_head.lora_A.weight", "F32", 2, 8, NULL }, 4, "no such linear" },
         { { "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL },
-          4, "no such linear" },
-        { { "base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL },
-          4, "no such linear" },
-        { { "base_model.model.layers.0.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL }, 4,
+          4,
           "no such linear" },
-        { { "model.layers.0.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL }, 4,
+        { { "base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL },
+          4,
+          "no such linear" },
+        { { "base_model.model.layers.0.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL },
+          4,
+          "no such linear" },
+        { { "model.layers.0.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL },
+          4,
           "base_model.model." },
         { { "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight", "F32", 2, 8, NULL },
-          4, "target_modules" },
+          4,
+          "target_modules" },
         { { "base_model.model..lora_A.weight", "F32", 2, 8, NULL }, 4, "no such linear" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -550,7 +581,8 @@ static void each_type_of_tensor_is_kept(void **state)
     }
 }
 
-/* --- AdaLoRA -------------------------------------------------------------------------------------- */
+/* --- AdaLoRA
+ * -------------------------------------------------------------------------------------- */
 
 static void a_mask_decides_the_rank_and_init_r_the_scaling(void **state)
 {
@@ -598,13 +630,17 @@ static void bad_masks_are_refused_by_name(void **state)
     (void)state;
 #define E0 "\"model.layers.0.self_attn.q_proj.lora_E\""
     const char *const bad[] = {
-        "{" E0 ": [true]}", "{" E0 ": [true, true, true]}", "{" E0 ": [true, 1]}", "{" E0 ": 2}",
+        "{" E0 ": [true]}",
+        "{" E0 ": [true, true, true]}",
+        "{" E0 ": [true, 1]}",
+        "{" E0 ": 2}",
         "{\"model.layers.0.self_attn.q_proj\": [true, true]}",
         "{\"model.layers.0.self_attn.v_proj.lora_E\": [true, true]}",
         "{\"model.layers.7.self_attn.q_proj.lora_E\": [true, true]}",
         "{\"base_model.model.model.layers.0.self_attn.q_proj.lora_E\": [true, true]}",
         "{\"model.layers.0.self_attn.q_proj.lora_E.default\": [true, true]}",
-        "{\".lora_E\": [true, true]}", "{\"q_proj\": 2}",
+        "{\".lora_E\": [true, true]}",
+        "{\"q_proj\": 2}",
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         char msg[512];
@@ -656,7 +692,8 @@ static void the_document_holds_the_table_of_the_code(void **state)
         fclose(f);
     } else if ((size_t)(to - from) != table.len || memcmp(from, table.data, table.len) != 0) {
         fail_msg("%s differs from the table in engine/peft_fields.c: "
-                 "LORAD_WRITE_DOCS=1 build/tests/test_peft writes it", docs);
+                 "LORAD_WRITE_DOCS=1 build/tests/test_peft writes it",
+                 docs);
     }
     buf_free(&table);
     free(text);
