@@ -394,14 +394,12 @@ static int write_folder(const struct adapter_src *a, const char *dir, struct err
         return err_set(err, ERR_IO, "cannot make the folder %s: %s", dir, strerror(errno));
     char *config = path_join(dir, "adapter_config.json");
     char *weights = path_join(dir, "adapter_model.safetensors");
-    int rc = ERR_OK;
-    if (config == NULL || weights == NULL)
+    int rc;
+    if (config == NULL || weights == NULL) {
         rc = err_nomem(err);
-    else if (file_exists(weights))
+    } else if (file_exists(weights)) {
         rc = err_set(err, ERR_CONFLICT, "%s is there already", weights);
-    if (rc == ERR_OK)
-        rc = write_config(a, config, err);
-    if (rc == ERR_OK) {
+    } else if ((rc = write_config(a, config, err)) == ERR_OK) {
         rc = peft_write_weights(a, weights, err);
         if (rc != ERR_OK)
             unlink(config);

@@ -141,8 +141,9 @@ const char *when_text(int64_t ms, char ret[32])
     time_t t = (time_t)(ms / 1000);
     struct tm tm;
     if (ms == 0 || gmtime_r(&t, &tm) == NULL)
-        return strcpy(ret, "never");
-    strftime(ret, 32, "%Y-%m-%d %H:%M", &tm);
+        snprintf(ret, 32, "never");
+    else
+        strftime(ret, 32, "%Y-%m-%d %H:%M", &tm);
     return ret;
 }
 

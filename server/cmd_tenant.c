@@ -209,7 +209,7 @@ static int key_list_in(struct store *st, const struct opts *o)
     struct err err = { .code = ERR_OK };
     struct store_tenant *tenants = NULL;
     struct store_key *keys = NULL;
-    size_t nt, n;
+    size_t nt = 0, n = 0;
     int64_t tenant = 0;
     const char *only = opt_str(o, "tenant");
     int rc = only != NULL ? store_tenant_find(st, only, &tenant, &err) : ERR_OK;

@@ -264,8 +264,8 @@ static int version_id(struct store *st, int64_t adapter, const char *name, int v
 static int promote(struct store *st, int64_t tenant, const char *name, int version,
                    struct err *err)
 {
-    int64_t adapter, id;
-    bool live;
+    int64_t adapter = 0, id = 0;
+    bool live = false;
     int rc = adapter_need(st, tenant, name, &adapter, err);
     if (rc == ERR_OK)
         rc = version_id(st, adapter, name, version, &id, &live, err);
@@ -315,8 +315,8 @@ int store_adapter_delete(struct store *st, int64_t tenant, const char *name, str
 static int delete_version(struct store *st, int64_t tenant, const char *name, int version,
                           struct err *err)
 {
-    int64_t adapter, id;
-    bool live;
+    int64_t adapter = 0, id = 0;
+    bool live = false;
     int rc = adapter_need(st, tenant, name, &adapter, err);
     if (rc == ERR_OK)
         rc = version_id(st, adapter, name, version, &id, &live, err);

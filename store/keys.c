@@ -297,7 +297,7 @@ int store_key_check(struct store *st, const char *key, struct store_key *ret, st
 
     uint8_t hash[32];
     key_hash(st, key, hash);
-    struct store_key k;
+    struct store_key k = { .id = 0 };
     bool good = false;
     struct sql q = sql_open(st, SELECT_KEY "WHERE hash = ?", err);
     sql_blob(&q, hash, sizeof hash);

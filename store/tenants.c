@@ -59,7 +59,7 @@ int store_tenant_get(struct store *st, int64_t id, struct store_tenant *ret, str
 {
     struct sql q = sql_open(st, SELECT_TENANT "WHERE t.id = ?", err);
     sql_int(&q, id);
-    struct store_tenant t;
+    struct store_tenant t = { .id = 0 };
     int row = sql_step(&q);
     if (row == 1)
         tenant_row(&q, &t);

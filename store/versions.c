@@ -293,9 +293,9 @@ static int load(struct store *st, int64_t version_id, bool data, struct adapter_
 int store_version_load(struct store *st, int64_t version_id, struct adapter_src **ret,
                        struct err *err)
 {
-    struct adapter_src *a;
+    struct adapter_src *a = NULL;
     int rc = load(st, version_id, true, &a, err);
-    if (rc != ERR_OK)
+    if (rc != ERR_OK || a == NULL)
         return rc;
     uint8_t hash[32];
     adapter_src_hash(a, hash);
