@@ -34,8 +34,7 @@ static int respond_list(struct api_ctx *c, json_t *data, bool more, struct err *
                                "last_id", last, "has_more", more, "data", data), err);
 }
 
-static int query_int(struct api_ctx *c, const char *name, long lo, long hi, long *ret,
-                     struct err *err)
+int query_int(struct api_ctx *c, const char *name, long lo, long hi, long *ret, struct err *err)
 {
     const char *s = c->req->query(c->req->ud, name);
     if (s == NULL)

@@ -81,6 +81,8 @@ int version_check_base(const struct api *a, const struct store_version *v, struc
 json_t *version_json(const struct api *a, const struct store_version *v);
 
 /* --- upload.c ---------------------------------------------------------------------------- */
+/* ?name=N; *ret is left alone if it is absent. */
+int query_int(struct api_ctx *c, const char *name, long lo, long hi, long *ret, struct err *err);
 int adapters_create(struct api_ctx *c, struct err *err);
 int adapters_put(struct api_ctx *c, struct err *err);
 

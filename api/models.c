@@ -4,6 +4,7 @@
  * one, OWNER/NAME[@V] with the tenant spelled out.  The base's name wins; uploads may not take
  * it. */
 #include "api/api_int.h"
+#include "engine/mem.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -54,14 +55,29 @@ int version_check_base(const struct api *a, const struct store_version *v, struc
                         a->o.base->hash_hex);
 }
 
+/* Bytes: of the base, what KV cache and adapters may take, and what the process holds now.  Not
+ * how full they are: that would tell a tenant about the others. */
+static json_t *memory_json(const struct api *a)
+{
+    struct sched_stats s;
+    struct adapter_cache_stats cache = { 0 };
+    sched_stats(a->o.sched, &s);
+    if (a->o.adapters != NULL)
+        adapter_cache_stats(a->o.adapters, &cache);
+    return json_pack("{s:I, s:I, s:I, s:I}", "base", (json_int_t)a->o.base->bytes, "kv",
+                     (json_int_t)s.kv.page_bytes * s.kv.pages, "adapters",
+                     (json_int_t)cache.budget, "resident", (json_int_t)mem_resident());
+}
+
 static json_t *base_card(const struct api *a)
 {
     const struct base *b = a->o.base;
-    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:n, s:i, s:{s:s, s:s, s:s}}", "id", b->name,
-                     "object", "model", "created", (json_int_t)a->started, "owned_by", "lorad",
-                     "root", b->name, "parent", "max_model_len", sched_max_context(a->o.sched),
-                     "lorad", "kind", "base", "sha256", b->hash_hex, "precision",
-                     precision_name(a->o.compute->precision));
+    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:n, s:i, s:{s:s, s:s, s:s, s:s, s:i, s:o}}", "id",
+                     b->name, "object", "model", "created", (json_int_t)a->started, "owned_by",
+                     "lorad", "root", b->name, "parent", "max_model_len",
+                     sched_max_context(a->o.sched), "lorad", "kind", "base", "sha256", b->hash_hex,
+                     "precision", precision_name(a->o.compute->precision), "family",
+                     b->arch.family, "layers", b->arch.L, "memory", memory_json(a));
 }
 
 /* An adapter; `id` is how it was asked for. */
@@ -77,21 +93,24 @@ static json_t *adapter_card(const struct api *a, const char *id, const struct st
                      "servable", strcmp(v->base_hash_hex, a->o.base->hash_hex) == 0);
 }
 
-/* GET /v1/models: the base, then the adapters that have a live version, by name. */
+/* GET /v1/models[?limit=N]: the base, then the adapters that have a live version, by name. */
 int models_list(struct api_ctx *c, struct err *err)
 {
     enum { PAGE = 500 };
+    long limit = INT32_MAX;
+    int rc = query_int(c, "limit", 1, INT32_MAX, &limit, err);
+    if (rc != ERR_OK)
+        return rc;
     json_t *data = json_array();
     json_array_append_new(data, base_card(c->api));
     char after[STORE_NAME_MAX + 1] = "";
     size_t n = PAGE;
-    int rc = ERR_OK;
-    while (rc == ERR_OK && n == PAGE) {
+    while (rc == ERR_OK && n == PAGE && json_array_size(data) < (size_t)limit) {
         struct store_version *v = NULL;
         n = 0;
         rc = store_adapter_list(c->st, c->plan->tenant, after[0] ? after : NULL, PAGE, &v, &n,
                                 err);
-        for (size_t i = 0; i < n && rc == ERR_OK; i++) {
+        for (size_t i = 0; i < n && rc == ERR_OK && json_array_size(data) < (size_t)limit; i++) {
             if (v[i].live && json_array_append_new(data, adapter_card(c->api, v[i].name, &v[i])))
                 rc = err_nomem(err);
             memcpy(after, v[i].name, sizeof after);

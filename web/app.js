@@ -164,14 +164,13 @@ async function showBase() {
   facts($('base-facts'), [
     ['Name', card.id],
     ['Family', more.family],
-    ['Parameters', more.parameters && short(more.parameters)],
+    ['Layers', more.layers],
     ['Precision', more.precision],
     ['Context', card.max_model_len && count(card.max_model_len) + ' tokens'],
     ['Base in memory', memory.base && bytes(memory.base)],
-    ['KV cache', memory.kv && bytes(memory.kv)],
-    ['Adapters in memory', memory.adapters !== undefined && memory.adapters_budget
-      ? bytes(memory.adapters) + ' of ' + bytes(memory.adapters_budget) : null],
-    ['Whole process', memory.resident && bytes(memory.resident)],
+    ['Room for KV cache', memory.kv && bytes(memory.kv)],
+    ['Room for adapters', memory.adapters && bytes(memory.adapters)],
+    ['Process holds now', memory.resident && bytes(memory.resident)],
     ['Content', hash(more.sha256)],
   ]);
   for (const side of ['left', 'right'])
@@ -203,12 +202,14 @@ function listRow(a) {
   name.append(button);
   const made = make('td');
   made.append(day(a.created_at));
-  const here = a.base && a.base.served_here;
+  const base = make('td', a.base && a.base.served_here
+    ? (a.base.claimed ? 'this one (claimed)' : 'this one') : 'another');
+  if (a.base && a.base.claimed)
+    base.title = "its shapes fit; that it was made for this base is the uploader's word";
   tr.append(name, make('td', a.method),
     make('td', a.live ? a.version : a.version + ' (none live)', 'num'),
     make('td', ranks(a), 'num'), make('td', short(a.parameters), 'num'),
-    make('td', bytes(a.bytes), 'num'),
-    make('td', here ? (a.base.claimed ? 'this one (claimed)' : 'this one') : 'another'), made);
+    make('td', bytes(a.bytes), 'num'), base, made);
   tr.classList.toggle('open', a.name === opened);
   return tr;
 }
@@ -413,8 +414,8 @@ function statText(s) {
     parts.push('first token ' + Math.round(s.first) + ' ms');
   if (s.tokens)
     parts.push(count(s.tokens) + (s.tokens === 1 ? ' token' : ' tokens'));
-  if (s.tokens > 1 && s.last > s.first)
-    parts.push((1000 * (s.tokens - 1) / (s.last - s.first)).toFixed(1) + ' tokens/s');
+  if (s.tokens > 1) /* from the click on: tokens may arrive in bunches */
+    parts.push((1000 * s.tokens / s.last).toFixed(1) + ' tokens/s');
   if (s.finish)
     parts.push(s.finish === 'length' ? 'stopped at the limit' : 'finished (' + s.finish + ')');
   return parts.join(', ');
