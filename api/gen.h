@@ -62,7 +62,9 @@ int gen_start(struct api_ctx *c, const struct gen_params *p, struct gen_target *
 
 /* One choice of the answer. */
 struct gen_choice {
+    struct api_call *call;
     struct gen *gen;
+    _Atomic(struct gen *) seen; /* the same, for the engine's thread */
     int index;
     const struct gen_prompt *prompt;
     size_t ntokens;          /* read so far */
@@ -79,6 +81,8 @@ struct gen_choice {
 
 struct api_call {
     struct api *api;
+    void (*wake)(void *ud);
+    void *wake_ud;
     bool chat, stream, include_usage, echo, hide_output;
     bool logprobs;
     int top_logprobs, n;

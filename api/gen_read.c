@@ -44,7 +44,7 @@ static int failure(const struct gen_choice *ch, enum gen_finish finish, struct e
     switch (finish) {
     case GEN_ERROR:
         gen_error(ch->gen, err);
-        return err->code;
+        return err->code != ERR_OK ? (int)err->code : err_nomem(err);
     case GEN_CANCELLED:
         return err_set(err, ERR_CANCELLED, "the generation was cut off: the server is shutting "
                        "down");

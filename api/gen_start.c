@@ -71,6 +71,8 @@ static int make_call(struct api_ctx *c, const struct gen_params *p, size_t nprom
         return rc;
     }
     call->api = c->api;
+    call->wake = c->wake;
+    call->wake_ud = c->wake_ud;
     call->chat = p->chat;
     call->stream = p->stream;
     call->include_usage = p->include_usage;
@@ -86,6 +88,19 @@ static int make_call(struct api_ctx *c, const struct gen_params *p, size_t nprom
     return ERR_OK;
 }
 
+/* On the engine's thread, after each token.  An answer in one piece has no use for less than the
+ * whole. */
+static void wake_choice(void *ud)
+{
+    struct gen_choice *ch = ud;
+    struct gen *g = atomic_load(&ch->seen);
+    enum gen_finish finish = GEN_STOP;
+    if (g != NULL && !ch->call->stream)
+        gen_read(g, SIZE_MAX, NULL, 0, 0, NULL, &finish);
+    if (finish != GEN_RUNNING)
+        ch->call->wake(ch->call->wake_ud);
+}
+
 static int submit(struct api_ctx *c, const struct gen_params *p, struct api_call *call,
                   struct err *err)
 {
@@ -97,8 +112,7 @@ static int submit(struct api_ctx *c, const struct gen_params *p, struct api_call
         .nstop = p->nstop,
         .ignore_eos = p->ignore_eos,
         .echo_logprobs = p->echo && p->logprobs,
-        .wake = c->wake,
-        .wake_ud = c->wake_ud,
+        .wake = wake_choice,
     };
     if (p->max_tokens < 0)
         r.max_tokens = p->chat ? sched_max_context(c->api->o.sched) : DEFAULT_TEXT_TOKENS;
@@ -115,12 +129,15 @@ static int submit(struct api_ctx *c, const struct gen_params *p, struct api_call
         for (int k = 0; k < p->n; k++) {
             struct gen_choice *ch = &call->choices[call->nchoices];
             r.sample.choice = (uint32_t)k;
+            r.wake_ud = ch;
+            ch->call = call;
+            ch->prompt = &call->prompts[i];
+            buf_init(&ch->text, SIZE_MAX);
             int rc = sched_submit(c->api->o.sched, &r, &ch->gen, err);
             if (rc != ERR_OK)
                 return rc;
             ch->index = call->nchoices++;
-            ch->prompt = &call->prompts[i];
-            buf_init(&ch->text, SIZE_MAX);
+            atomic_store(&ch->seen, ch->gen);
         }
     }
     return ERR_OK;

@@ -118,7 +118,7 @@ static bool read_options(const struct opts *o, struct server *s, size_t *ret_mem
            size_opt(o, "kv", ret_kv) && size_opt(o, "adapter-cache", ret_cache) &&
            int_opt(o, "max-seqs", 1, 4096, &s->so.max_seqs) &&
            int_opt(o, "step-tokens", 1, 65536, &s->so.step_tokens) &&
-           int_opt(o, "max-queue", 0, 1000000, &s->so.max_queue) &&
+           int_opt(o, "max-queue", 1, 1000000, &s->so.max_queue) &&
            int_opt(o, "context", 0, 1 << 24, &s->so.max_context) &&
            int_opt(o, "port", 0, 65535, &s->port) &&
            size_opt(o, "max-upload", &s->ao.max_adapter_bytes) &&

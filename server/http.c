@@ -260,7 +260,7 @@ static enum MHD_Result send_answer(struct request *r)
 
 /* --- libmicrohttpd's callbacks -------------------------------------------------------------------- */
 
-/* The worker has decided what the headers deserve. */
+/* The worker has decided what the headers deserve, or has the answer already. */
 static enum MHD_Result after_headers(struct request *r)
 {
     if (!r->have_resp && body_begin(r)) {
@@ -269,13 +269,14 @@ static enum MHD_Result after_headers(struct request *r)
     }
     if (!r->have_resp && r->resp.status == 0)
         return MHD_NO;
-    /* A client that is still sending may not read an answer before it is done; most of the time
-     * it is kinder to take the rest.  One that waits for "100 Continue" gets the answer now. */
-    if (r->has_body && r->content_length <= SWALLOW_MAX && get_header(r, "Expect") == NULL) {
-        start_body(r, REFUSED);
-        return MHD_YES;
-    }
-    return send_answer(r);
+    /* An answer now makes libmicrohttpd close the connection afterwards, and a client that is still
+     * sending may not even read it.  So the rest of the body is taken first, unless it is long or
+     * the client waits for "100 Continue" with it. */
+    if (r->has_body &&
+        (r->content_length > SWALLOW_MAX || get_header(r, "Expect") != NULL))
+        return send_answer(r);
+    start_body(r, ANSWERED);
+    return MHD_YES;
 }
 
 static enum MHD_Result on_request(void *ud, struct MHD_Connection *c, const char *path,
@@ -318,7 +319,7 @@ static enum MHD_Result on_request(void *ud, struct MHD_Connection *c, const char
             return send_answer(r);
         suspend_for_work(r, ANSWER);
         return MHD_YES;
-    case REFUSED:
+    case ANSWERED:
         if (*len > 0) {
             r->received += *len;
             *len = 0;

@@ -30,7 +30,7 @@ struct conn {
 enum phase {
     HEADERS,   /* the worker runs api_begin() */
     BODY,      /* pieces arrive */
-    REFUSED,   /* there is an answer already; the rest of the body is read and dropped */
+    ANSWERED,  /* there is an answer already; a body is read and dropped */
     ANSWER,    /* the worker runs api_dispatch(), or the engine works */
     SENDING,   /* the answer is libmicrohttpd's */
 };
