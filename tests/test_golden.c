@@ -176,6 +176,36 @@ static int check_adapters(struct session *s, const char *dir, const char *kind, 
     return n;
 }
 
+/* The reference's own greedy continuation of tokens_1, token by token (its smallest margin between
+ * first and second is above 1e-3). */
+static void check_greedy(struct session *s, const char *dir, const char *name)
+{
+    struct st_file *f = NULL;
+    struct err err = { 0 };
+    char path[600];
+    int n, more;
+    snprintf(path, sizeof path, "%s/logits.safetensors", dir);
+    if (st_open(path, &f, &err) != ERR_OK)
+        fail_msg("%s", err.msg);
+    int32_t *start = ids_of(f, "tokens_1", &n), *want = ids_of(f, name, &more), ids[64];
+    assert_true(n + more <= 64);
+    memcpy(ids, start, (size_t)n * sizeof *ids);
+    for (int i = 0; i < more; i++, n++) {
+        float *logits = logits_of(s, ids, n);
+        const float *last = logits + (size_t)(n - 1) * (size_t)s->base->arch.V;
+        int best = 0;
+        for (int v = 1; v < s->base->arch.V; v++)
+            best = last[v] > last[best] ? v : best;
+        if (best != want[i])
+            fail_msg("%s: token %d of %s is %d, not %d", dir, i, name, best, want[i]);
+        ids[n] = best;
+        free(logits);
+    }
+    free(start);
+    free(want);
+    st_close(f);
+}
+
 static void check_model(const char *model)
 {
     char relative[128], dir[512];
@@ -204,6 +234,8 @@ static void check_model(const char *model)
         printf("%s %s %s: %.2e\n", model, ways[w].type, precision_name(ways[w].precision), d);
         if (!(d < ways[w].limit))
             fail_msg("%s: relative error %g is not below %g", model, d, ways[w].limit);
+        check_greedy(&s, dir, strcmp(ways[w].type, "f32") == 0 ? "greedy_from_tokens_1"
+                                                               : "greedy_nf4dq_from_tokens_1");
         assert_true(check_adapters(&s, support_shared(relative), ways[w].kind, ways[w].limit) > 0);
         session_close(&s);
     }
