@@ -21,6 +21,7 @@ static const struct cmd commands[] = {
     { "import", "make a base file from a Hugging Face folder", cmd_import },
     { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
     { "tokenize", "text to token ids and back", cmd_tokenize },
+    { "generate", "continue a prompt", cmd_generate },
     { "logits", "write the logits of a sequence of tokens", cmd_logits },
     { "perplexity", "how well the model predicts a text", cmd_perplexity },
     { "adapter", "add, list, show, write out, promote and remove adapters", cmd_adapter },
