@@ -15,8 +15,9 @@
 
 #include <stdint.h>
 
-/* Instruction sets with a kernel of their own. */
-enum isa { ISA_SCALAR, ISA_AVX512, ISA_COUNT };
+/* Instruction sets with kernels of their own, slowest first.  Where something has none for
+ * ISA_AVX2 (with FMA and F16C), the scalar code gives the same bits. */
+enum isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512, ISA_COUNT };
 
 /* How linear layers multiply; see linear.h.  Chosen once per process, never by batch size. */
 enum precision { PREC_FAST, PREC_EXACT, PREC_F32 };
@@ -30,7 +31,7 @@ struct compute {
     enum precision precision;
 };
 
-/* `name` is "auto" (the best this CPU has), "scalar" or "avx512".  ERR_INVALID if it is
+/* `name` is "auto" (the best this CPU has), "scalar", "avx2" or "avx512".  ERR_INVALID if it is
  * unknown or this CPU lacks it. */
 int isa_select(const char *name, enum isa *ret, struct err *err);
 const char *isa_name(enum isa isa);

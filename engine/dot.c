@@ -1,4 +1,4 @@
-/* dot.c - fp32 dot products and scaled additions: the scalar definition, and AVX-512.
+/* dot.c - fp32 dot products and scaled additions: the scalar definition, AVX2 and AVX-512.
  *
  * Each function is written once for any weight type as an always-inlined body with a literal
  * `enum dtype`, and instantiated for fp32, bf16 and fp16 below. */
@@ -104,8 +104,124 @@ INLINE void axpy_scalar(enum dtype t, float a, const void *w, float *y, size_t n
 
 TABLE(scalar, )
 
-/* --- AVX-512 ----------------------------------------------------------------------------- */
+/* --- AVX2: lanes 0..7 and 8..15 in a vector each ------------------------------------------- */
 #if defined(__x86_64__)
+
+/* Elements [i, i + 16) of w, widened; those from n on are zero. */
+INLINE AVX2 void load16_avx2(enum dtype t, const void *w, size_t i, size_t n, __m256 ret[2])
+{
+    float part[16] = { 0.0f };
+    if (i + 16 > n) {
+        for (size_t l = 0; i + l < n; l++)
+            part[l] = widen(t, w, i + l);
+        w = part;
+        i = 0;
+        t = DT_F32;
+    }
+    for (int h = 0; h < 2; h++, i += 8) {
+        if (t == DT_F32) {
+            ret[h] = _mm256_loadu_ps((const float *)w + i);
+            continue;
+        }
+        const __m128i bits = _mm_loadu_si128((const __m128i *)((const uint16_t *)w + i));
+        ret[h] = t == DT_F16
+                     ? _mm256_cvtph_ps(bits)
+                     : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    }
+}
+
+/* MR rows of x by NR rows of w, literals: two accumulators for each pair. */
+INLINE AVX2 void block_avx2(enum dtype t, int MR, int NR, const float *x, size_t ldx, const void *w,
+                            size_t ldw, size_t K, float *y, size_t ldy)
+{
+    __m256 sum[4][2];
+    UNROLL
+    for (int i = 0; i < MR * NR; i++)
+        sum[i][0] = sum[i][1] = _mm256_setzero_ps();
+    for (size_t k = 0; k < K; k += 16) {
+        __m256 a[2][2], b[2];
+        UNROLL
+        for (int m = 0; m < MR; m++)
+            load16_avx2(DT_F32, x + (size_t)m * ldx, k, K, a[m]);
+        UNROLL
+        for (int n = 0; n < NR; n++) {
+            load16_avx2(t, row_of(t, w, ldw, n), k, K, b);
+            UNROLL
+            for (int m = 0; m < MR; m++) {
+                sum[n * MR + m][0] = _mm256_fmadd_ps(a[m][0], b[0], sum[n * MR + m][0]);
+                sum[n * MR + m][1] = _mm256_fmadd_ps(a[m][1], b[1], sum[n * MR + m][1]);
+            }
+        }
+    }
+    UNROLL
+    for (int i = 0; i < MR * NR; i++) {
+        const __m256 eight = _mm256_add_ps(sum[i][0], sum[i][1]);
+        const __m128 four =
+            _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        y[(size_t)(i % MR) * ldy + (size_t)(i / MR)] =
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+}
+
+INLINE AVX2 void lanes_avx2(enum dtype t, const float *x, const void *w, size_t n, float *lane)
+{
+    __m256 low = _mm256_loadu_ps(lane), high = _mm256_loadu_ps(lane + 8);
+    for (size_t i = 0; i < n; i += 16) {
+        __m256 a[2], b[2];
+        load16_avx2(DT_F32, x, i, n, a);
+        load16_avx2(t, w, i, n, b);
+        low = _mm256_fmadd_ps(a[0], b[0], low);
+        high = _mm256_fmadd_ps(a[1], b[1], high);
+    }
+    _mm256_storeu_ps(lane, low);
+    _mm256_storeu_ps(lane + 8, high);
+}
+
+INLINE AVX2 float dot_avx2(enum dtype t, const float *x, const void *w, size_t n)
+{
+    float ret;
+    block_avx2(t, 1, 1, x, 0, w, 0, n, &ret, 0);
+    return ret;
+}
+
+INLINE AVX2 void dots_avx2(enum dtype t, const float *x, size_t ldx, int M, const void *w,
+                           size_t ldw, int N, size_t K, float *y, size_t ldy)
+{
+    for (int n = 0; n < N; n += 2)
+        for (int m = 0; m < M; m += 2) {
+            const float *a = x + (size_t)m * ldx;
+            const void *b = row_of(t, w, ldw, n);
+            float *out = y + (size_t)m * ldy + n;
+            if (n + 1 < N && m + 1 < M)
+                block_avx2(t, 2, 2, a, ldx, b, ldw, K, out, ldy);
+            else if (n + 1 < N)
+                block_avx2(t, 1, 2, a, ldx, b, ldw, K, out, ldy);
+            else if (m + 1 < M)
+                block_avx2(t, 2, 1, a, ldx, b, ldw, K, out, ldy);
+            else
+                block_avx2(t, 1, 1, a, ldx, b, ldw, K, out, ldy);
+        }
+}
+
+INLINE AVX2 void axpy_avx2(enum dtype t, float a, const void *w, float *y, size_t n)
+{
+    const size_t whole = n - n % 16;
+    for (size_t i = 0; i < whole; i += 16) {
+        __m256 b[2];
+        load16_avx2(t, w, i, n, b);
+        for (int h = 0; h < 2; h++) {
+            float *to = y + i + (size_t)h * 8;
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_set1_ps(a), b[h], _mm256_loadu_ps(to)));
+        }
+    }
+    for (size_t i = whole; i < n; i++)
+        y[i] = fmaf(a, widen(t, w, i), y[i]);
+}
+
+TABLE(avx2, AVX2)
+
+/* --- AVX-512 ----------------------------------------------------------------------------- */
 
 /* The elements of `w` from i on that `mask` names, widened; zeros elsewhere. */
 INLINE AVX512 __m512 load16(enum dtype t, const void *w, size_t i, __mmask16 mask)
@@ -237,6 +353,8 @@ const struct dot_ops *dot_ops(enum isa isa)
 #if defined(__x86_64__)
     if (isa == ISA_AVX512)
         return &ops_avx512;
+    if (isa == ISA_AVX2)
+        return &ops_avx2;
 #endif
     (void)isa;
     return &ops_scalar;

@@ -4,7 +4,7 @@
  * lanes, lane l takes elements l, l + 16, l + 32, ... with one fused multiply-add each, starting
  * from +0; when n is not a multiple of 16 the lanes past the end take 0 * 0 in the last step.
  * Then the tree: lane l += lane l + 8 (l < 8), then + 4, + 2, + 1.  axpy is one fused multiply-add
- * per element.  The scalar code in dot.c is the definition; the AVX-512 code gives the same bits
+ * per element.  The scalar code in dot.c is the definition; the vector code gives the same bits
  * (but a NaN is a NaN: its sign and payload may differ).
  *
  * Rows may have any alignment.  Pure functions: any thread may call. */

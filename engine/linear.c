@@ -30,6 +30,8 @@ static const struct linear_ops *linear_ops(enum isa isa)
 #if defined(__x86_64__)
     if (isa == ISA_AVX512)
         return &linear_avx512;
+    if (isa == ISA_AVX2)
+        return &linear_avx2;
 #endif
     (void)isa;
     return &linear_scalar;

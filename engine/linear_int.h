@@ -60,7 +60,7 @@ struct linear_ops {
 
 extern const struct linear_ops linear_scalar;
 #if defined(__x86_64__)
-extern const struct linear_ops linear_avx512;
+extern const struct linear_ops linear_avx2, linear_avx512;
 #endif
 
 #endif

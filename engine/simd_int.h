@@ -16,7 +16,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-/* What ISA_AVX512 stands for; isa_select() checks the same list. */
+/* What ISA_AVX2 and ISA_AVX512 stand for; isa_select() checks the same lists. */
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni")))
 #endif
 
