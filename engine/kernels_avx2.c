@@ -236,14 +236,18 @@ AVX2 static void pack_i8(const float *x, int blocks, int rows, void *codes, floa
 AVX2 static void pack_i16(const float *x, int blocks, int rows, void *codes, float *scale,
                           int32_t *start)
 {
-    static const uint8_t order[8] = ACT16_ORDER;
+    /* Inside each 128-bit half, ACT16_ORDER as byte indices. */
+    const __m256i order = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
     int16_t *out = codes, code[BLOCK];
     for (int b = 0; b < blocks;
          b++, x += BLOCK, out += BLOCK * rows, scale += rows, start += rows) {
         *scale = quantise_block(x, A16_MAX, code);
         *start = start_value(code);
-        for (int k = 0; k < BLOCK; k++)
-            out[k] = code[k - k % 8 + order[k % 8]];
+        for (int k = 0; k < BLOCK; k += 16) {
+            const __m256i natural = _mm256_loadu_si256((const __m256i *)(code + k));
+            _mm256_storeu_si256((__m256i *)(out + k), _mm256_shuffle_epi8(natural, order));
+        }
     }
 }
 

@@ -22,7 +22,7 @@ static const struct opt table[] = {
     { "port", 'p', "N", "8080", "0: any free one", false },
     { "threads", 't', "N", "0", "that compute; 0: one per available CPU", false },
     { "precision", 0, "fast|exact|f32", "fast", "how linear layers multiply", false },
-    { "kernel", 0, "auto|scalar|avx512", "auto", "instruction set", false },
+    { "kernel", 0, "auto|scalar|avx2|avx512", "auto", "instruction set", false },
     { "memory", 'm', "SIZE", NULL, "for everything; default 80 % of what there is", false },
     { "kv", 0, "SIZE", NULL, "of that for the key/value cache; default three quarters of the rest",
       false },

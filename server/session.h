@@ -21,7 +21,7 @@
     { "db", 0, "FILE", NULL, "database that holds the adapters", false },                         \
     { "tenant", 0, "NAME", "default", "whose adapters, with --db", false },                       \
     { "precision", 0, "fast|exact|f32", default_precision, "how linear layers multiply", false }, \
-    { "kernel", 0, "auto|scalar|avx512", "auto", "instruction set", false },                      \
+    { "kernel", 0, "auto|scalar|avx2|avx512", "auto", "instruction set", false },                 \
     { "threads", 't', "N", "0", "0: one per available CPU", false },                              \
     { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false }
 
