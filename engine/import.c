@@ -130,57 +130,68 @@ static int check_tied_head(struct import *im, const struct item *head, struct er
 {
     if (source_find(&im->src, head->w.name) == NULL)
         return ERR_OK;
-    const struct st_tensor *t;
-    int rc = source_take(&im->src, head->w.name, head->w.N, head->w.K, &t, err);
-    if (rc == ERR_OK && (t->dtype != head->t->dtype || memcmp(t->data, head->t->data, t->bytes) != 0))
+    const struct st_tensor *t = source_take(&im->src, head->w.name, head->w.N, head->w.K, err);
+    if (t == NULL)
+        return ERR_INVALID;
+    if (t->dtype != head->t->dtype || memcmp(t->data, head->t->data, t->bytes) != 0)
         return err_set(err, ERR_INVALID,
                        "tensor %s differs from %s, but config.json says tie_word_embeddings",
                        head->w.name, head->t->name);
-    return rc;
+    return ERR_OK;
+}
+
+/* Find the source of one more item and count it, unless the embedding serves as head. */
+static int add_item(struct import *im, const struct weight *w, struct err *err)
+{
+    bool tied_head = w->kind == W_HEAD && im->src.arch.tied;
+    struct item it = { .w = *w, .form = form_of(im, w), .has_digest = !tied_head };
+    it.t = tied_head ? im->items[0].t /* the embedding */
+                     : source_take(&im->src, w->name, w->N, w->K, err);
+    if (it.t == NULL)
+        return ERR_INVALID;
+    int rc = tied_head ? check_tied_head(im, &it, err) : ERR_OK;
+    if (rc != ERR_OK || (tied_head && it.form == im->embed))
+        return rc;
+    im->total += it.t->bytes;
+    im->items[im->nitems++] = it;
+    return ERR_OK;
 }
 
 static int plan(struct import *im, struct err *err)
 {
-    struct weight *weights;
-    size_t n;
+    struct weight *weights = NULL;
+    size_t n = 0;
     int rc = base_weights(&im->src.arch, &weights, &n, err);
     if (rc != ERR_OK)
         return rc;
     im->items = calloc(n, sizeof *im->items);
-    if (im->items == NULL)
-        rc = err_nomem(err);
-    for (size_t i = 0; i < n && rc == ERR_OK; i++) {
-        struct item *it = &im->items[im->nitems];
-        *it = (struct item){ .w = weights[i], .form = form_of(im, &weights[i]), .has_digest = true };
-        if (it->w.kind == W_HEAD && im->src.arch.tied) {
-            it->t = im->items[0].t; /* the embedding */
-            it->has_digest = false;
-            rc = check_tied_head(im, it, err);
-            if (it->form == im->embed)
-                continue; /* the embedding serves as head */
-        } else {
-            rc = source_take(&im->src, it->w.name, it->w.N, it->w.K, &it->t, err);
-        }
-        im->nitems++;
-        im->total += rc == ERR_OK ? it->t->bytes : 0;
+    if (im->items == NULL) {
+        free(weights);
+        return err_nomem(err);
     }
+    for (size_t i = 0; i < n && rc == ERR_OK; i++)
+        rc = add_item(im, &weights[i], err);
     free(weights);
     return rc == ERR_OK ? source_check_all_used(&im->src, err) : rc;
 }
 
 /* --- hashes --------------------------------------------------------------------------- */
 
+struct sorted {
+    const struct item *it;
+};
+
 static int by_name(const void *pa, const void *pb)
 {
-    const struct item *const *a = pa, *const *b = pb;
-    return strcmp((*a)->w.name, (*b)->w.name);
+    const struct sorted *a = pa, *b = pb;
+    return strcmp(a->it->w.name, b->it->w.name);
 }
 
 /* The canonical hash, and the digests that it is made from as JSON; free() *ret_digests. */
 static int hash_items(const struct import *im, char ret_hex[65], char **ret_digests,
                       struct err *err)
 {
-    const struct item **order = calloc(im->nitems, sizeof *order);
+    struct sorted *order = calloc(im->nitems, sizeof *order);
     json_t *o = json_object();
     size_t n = 0;
     if (order == NULL || o == NULL) {
@@ -190,17 +201,18 @@ static int hash_items(const struct import *im, char ret_hex[65], char **ret_dige
     }
     for (size_t i = 0; i < im->nitems; i++)
         if (im->items[i].has_digest)
-            order[n++] = &im->items[i];
+            order[n++].it = &im->items[i];
     qsort(order, n, sizeof *order, by_name);
     struct sha256 h;
     uint8_t digest[32];
     sha256_init(&h);
     for (size_t i = 0; i < n; i++) {
+        const struct item *it = order[i].it;
         char hex[65];
-        sha256_add(&h, order[i]->w.name, strlen(order[i]->w.name) + 1);
-        sha256_add(&h, order[i]->digest, 32);
-        hex32(order[i]->digest, hex);
-        json_object_set_new(o, order[i]->w.name, json_string(hex));
+        sha256_add(&h, it->w.name, strlen(it->w.name) + 1);
+        sha256_add(&h, it->digest, 32);
+        hex32(it->digest, hex);
+        json_object_set_new(o, it->w.name, json_string(hex));
     }
     sha256_end(&h, digest);
     hex32(digest, ret_hex);

@@ -28,7 +28,7 @@ struct source_tensor {
 struct source {
     char *dir;
     struct arch arch;
-    struct source_file *files;
+    struct source_file *files;     /* ascending by name */
     size_t nfiles;
     struct source_tensor *tensors; /* of all weight files, sorted by name */
     size_t ntensors;
@@ -44,10 +44,10 @@ const struct source_file *source_text(const struct source *s, const char *name);
 /* NULL if there is none. */
 struct source_tensor *source_find(const struct source *s, const char *name);
 
-/* The tensor `name`, marked as used.  Missing, or another type or shape than [N, K] (K = 0: [N]):
- * ERR_INVALID naming it. */
-int source_take(struct source *s, const char *name, int N, int K, const struct st_tensor **ret,
-                struct err *err);
+/* The tensor `name`, marked as used.  NULL with ERR_INVALID naming it if it is missing or has
+ * another type or shape than [N, K] (K = 0: [N]). */
+const struct st_tensor *source_take(struct source *s, const char *name, int N, int K,
+                                    struct err *err);
 /* Is any tensor left that nobody took and that is no known stray buffer? */
 int source_check_all_used(const struct source *s, struct err *err);
 

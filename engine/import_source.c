@@ -229,29 +229,38 @@ struct source_tensor *source_find(const struct source *s, const char *name)
     return s->ntensors ? bsearch(&key, s->tensors, s->ntensors, sizeof key, by_name) : NULL;
 }
 
-int source_take(struct source *s, const char *name, int N, int K, const struct st_tensor **ret,
-                struct err *err)
+static void shape_mismatch(const struct st_tensor *t, int N, int K, struct err *err)
+{
+    char shape[120] = "", want[40];
+    size_t len = 0;
+    for (int i = 0; i < t->ndim && i < 5; i++)
+        len += (size_t)snprintf(shape + len, sizeof shape - len, "%s%lld", i ? ", " : "",
+                                (long long)t->shape[i]);
+    snprintf(want, sizeof want, K ? "%d, %d" : "%d", N, K);
+    err_set(err, ERR_INVALID, "tensor %s has shape [%s], but config.json asks for [%s]", t->name,
+            shape, want);
+}
+
+const struct st_tensor *source_take(struct source *s, const char *name, int N, int K,
+                                    struct err *err)
 {
     struct source_tensor *e = source_find(s, name);
-    if (e == NULL)
-        return err_set(err, ERR_INVALID, "tensor %s is missing from %s", name, s->dir);
+    if (e == NULL) {
+        err_set(err, ERR_INVALID, "tensor %s is missing from %s", name, s->dir);
+        return NULL;
+    }
     const struct st_tensor *t = e->t;
-    if (t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16)
-        return err_set(err, ERR_INVALID, "tensor %s has type %s, where F32, F16 or BF16 is needed",
-                       name, t->dtype_name);
+    if (t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16) {
+        err_set(err, ERR_INVALID, "tensor %s has type %s, where F32, F16 or BF16 is needed", name,
+                t->dtype_name);
+        return NULL;
+    }
     if (t->ndim != (K ? 2 : 1) || t->shape[0] != N || (K && t->shape[1] != K)) {
-        char shape[120] = "";
-        for (int i = 0; i < t->ndim && i < 5; i++)
-            sprintf(shape + strlen(shape), "%s%lld", i ? ", " : "", (long long)t->shape[i]);
-        char want[40];
-        snprintf(want, sizeof want, K ? "%d, %d" : "%d", N, K);
-        return err_set(err, ERR_INVALID,
-                       "tensor %s has shape [%s], but config.json asks for [%s]", name, shape,
-                       want);
+        shape_mismatch(t, N, K, err);
+        return NULL;
     }
     e->used = true;
-    *ret = t;
-    return ERR_OK;
+    return t;
 }
 
 /* Buffers that old versions of transformers saved beside the weights; nothing reads them. */
@@ -312,6 +321,12 @@ static int find_template(struct source *s, struct err *err)
 
 /* --- open and close ------------------------------------------------------------------- */
 
+static int by_file_name(const void *pa, const void *pb)
+{
+    const struct source_file *a = pa, *b = pb;
+    return strcmp(a->name, b->name);
+}
+
 int source_open(const char *dir, struct source *ret, struct err *err)
 {
     *ret = (struct source){ .dir = strdup(dir) };
@@ -328,6 +343,7 @@ int source_open(const char *dir, struct source *ret, struct err *err)
         rc = find_template(ret, err);
     if (rc == ERR_OK)
         rc = open_all_weights(ret, err);
+    qsort(ret->files, ret->nfiles, sizeof *ret->files, by_file_name);
     return rc;
 }
 
@@ -343,12 +359,6 @@ void source_close(struct source *s)
     free(s->chat_template);
     free(s->dir);
     *s = (struct source){ 0 };
-}
-
-static int by_file_name(const void *pa, const void *pb)
-{
-    const struct source_file *const *a = pa, *const *b = pb;
-    return strcmp((*a)->name, (*b)->name);
 }
 
 /* In steps, so that a cancelled import need not wait for the end of a large file. */
@@ -371,19 +381,15 @@ static void hash_file(const struct source_file *f, const atomic_bool *stop, char
 
 void source_hash(const struct source *s, const atomic_bool *stop, char ret_hex[65])
 {
-    const struct source_file *order[MAX_SHARDS + NSMALL + 1];
     struct sha256 all;
     uint8_t digest[32];
-    for (size_t i = 0; i < s->nfiles; i++)
-        order[i] = &s->files[i];
-    qsort(order, s->nfiles, sizeof order[0], by_file_name);
     sha256_init(&all);
     for (size_t i = 0; i < s->nfiles; i++) {
         char hex[65];
-        hash_file(order[i], stop, hex);
+        hash_file(&s->files[i], stop, hex);
         sha256_add(&all, hex, 64);
         sha256_add(&all, "  ", 2);
-        sha256_add(&all, order[i]->name, strlen(order[i]->name));
+        sha256_add(&all, s->files[i].name, strlen(s->files[i].name));
         sha256_add(&all, "\n", 1);
     }
     sha256_end(&all, digest);

@@ -61,7 +61,7 @@ static int read_dtype(const json_t *v, const char *what, struct st_tensor *t, un
         if (strcmp(name, dtypes[i].name) != 0)
             continue;
         t->dtype = dtypes[i].dtype;
-        strcpy(t->dtype_name, dtypes[i].name);
+        memcpy(t->dtype_name, dtypes[i].name, strlen(dtypes[i].name) + 1);
         *ret_size = dtypes[i].size;
         return ERR_OK;
     }
@@ -220,7 +220,7 @@ static char *keep(char **at, const char *s)
 static int read_header(struct st_file *f, json_t *root, const char *what,
                        const uint8_t *data, size_t data_len, struct err *err)
 {
-    size_t bytes = 0;
+    size_t bytes = 1;
     int rc = measure(root, what, f, &bytes, err);
     if (rc != ERR_OK)
         return rc;

@@ -21,6 +21,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define META_BEGIN "\"__metadata__\":{"
+
 enum { ALIGN = 64, BUFFER = 1 << 18, HEADER_MAX = 100 * 1000 * 1000 };
 
 /* Where a metadata value lies: offset from the start of the members of __metadata__. */
@@ -139,10 +141,13 @@ static int remember(struct st_writer *w, const char *key, size_t begin, struct e
         w->values = p;
         w->cap_values = cap;
     }
-    char *copy = strdup(key);
-    if (copy == NULL)
+    struct meta_value *v = &w->values[w->nvalues];
+    v->key = strdup(key);
+    if (v->key == NULL)
         return err_nomem(err);
-    w->values[w->nvalues++] = (struct meta_value){ copy, begin, w->meta.len - begin };
+    v->offset = begin;
+    v->len = w->meta.len - begin;
+    w->nvalues++;
     return ERR_OK;
 }
 
@@ -243,8 +248,6 @@ static int advance(struct st_writer *w, struct err *err)
     return ERR_OK;
 }
 
-#define META_BEGIN "\"__metadata__\":{"
-
 int st_writer_begin(struct st_writer *w, struct err *err)
 {
     struct buf h;
@@ -309,13 +312,15 @@ int st_writer_patch(struct st_writer *w, const char *key, const char *value, siz
     for (size_t i = 0; i < w->nvalues && v == NULL; i++)
         if (strcmp(w->values[i].key, key) == 0)
             v = &w->values[i];
+    if (v == NULL || !w->begun)
+        return err_set(err, ERR_INTERNAL, "%s: there is no metadata %s to replace", w->path, key);
     struct buf text;
     buf_init(&text, HEADER_MAX);
     int rc = flush(w, err);
     if (rc == ERR_OK)
         rc = add_string(&text, value, len, key, err);
-    if (rc == ERR_OK && (!w->begun || v == NULL || text.len != v->len))
-        rc = err_set(err, ERR_INTERNAL, "%s: metadata %s cannot be replaced", w->path, key);
+    if (rc == ERR_OK && text.len != v->len)
+        rc = err_set(err, ERR_INTERNAL, "%s: metadata %s has another length", w->path, key);
     size_t done = 0;
     while (rc == ERR_OK && done < text.len) {
         off_t at = (off_t)(8 + strlen("{" META_BEGIN) + v->offset + done);

@@ -48,13 +48,13 @@ static const char *dtype_name(enum dtype t)
 /* The shortest decimal that reads back as the same double, always with a point or exponent. */
 static void format_double(double x, char ret[40])
 {
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(ret, 40, "%.*g", digits, x);
-        if (strtod(ret, NULL) == x)
+    char digits[32];
+    for (int n = 1; n <= 17; n++) {
+        snprintf(digits, sizeof digits, "%.*g", n, x);
+        if (strtod(digits, NULL) == x)
             break;
     }
-    if (strpbrk(ret, ".e") == NULL)
-        strcat(ret, ".0");
+    snprintf(ret, 40, "%s%s", digits, strpbrk(digits, ".e") ? "" : ".0");
 }
 
 static void describe(const struct run *r, const struct st_tensor *t, struct quantized *q)
@@ -75,28 +75,34 @@ static void describe(const struct run *r, const struct st_tensor *t, struct quan
     snprintf(q->state + len, sizeof q->state - (size_t)len, "}");
 }
 
+static bool quantized_init(struct quantized *q, size_t n)
+{
+    *q = (struct quantized){ .n = n, .blocks = nf4_blocks(n), .nested_blocks = nf4_nested_blocks(n) };
+    q->packed = malloc(nf4_bytes(n));
+    q->absmax = malloc(q->blocks * sizeof *q->absmax);
+    q->codes = malloc(q->blocks);
+    q->nested_absmax = malloc(q->nested_blocks * sizeof *q->nested_absmax);
+    if (q->packed && q->absmax && q->codes && q->nested_absmax)
+        return true;
+    quantized_free(q);
+    return false;
+}
+
 /* In pieces: no fp32 copy of the whole tensor. */
 static int quantize(const struct run *r, const struct st_tensor *t, struct quantized *q,
                     struct err *err)
 {
-    enum { PIECE = 64 * 1024 };
-    size_t n = st_count(t);
-    *q = (struct quantized){ .n = n, .blocks = nf4_blocks(n), .nested_blocks = nf4_nested_blocks(n) };
-    float *wide = malloc(PIECE * sizeof *wide);
-    q->packed = malloc(nf4_bytes(n) + 1);
-    q->absmax = malloc((q->blocks + 1) * sizeof *q->absmax);
-    q->codes = malloc(q->blocks + 1);
-    q->nested_absmax = malloc((q->nested_blocks + 1) * sizeof *q->nested_absmax);
+    enum { PIECE = 16 * 1024 };
+    float wide[PIECE];
     int rc = ERR_OK;
-    if (!wide || !q->packed || !q->absmax || !q->codes || !q->nested_absmax)
-        rc = err_nomem(err);
-    for (size_t i = 0; i < n && rc == ERR_OK; i += PIECE) {
-        size_t m = n - i < PIECE ? n - i : PIECE;
+    if (!quantized_init(q, st_count(t)))
+        return err_nomem(err);
+    for (size_t i = 0; i < q->n && rc == ERR_OK; i += PIECE) {
+        size_t m = q->n - i < PIECE ? q->n - i : PIECE;
         rc = st_f32(t, i, m, wide, err);
         if (rc == ERR_OK)
             q4_quantize(r->type, wide, m, q->packed + i / 2, q->absmax + i / NF4_BLOCK);
     }
-    free(wide);
     if (rc == ERR_OK && r->nested)
         q4_nest(q->absmax, q->blocks, q->codes, q->nested_absmax, &q->offset);
     if (rc == ERR_OK)
