@@ -6,8 +6,9 @@
  * left is common to both.  Properties of characters are those of PCRE2's Unicode version (14 in
  * Debian 12), so characters that Unicode added later count as unassigned here.
  *
- * A search never hangs: PCRE2 counts its steps and gives up with an error.  Patterns without
- * nested repetition take a few steps per character, far from the limit. */
+ * A search does not hang: PCRE2 counts its steps at each place where a match could start and gives
+ * up with an error, and because that says nothing about the number of places, the CPU time of a
+ * call is bounded too.  Sensible patterns stay two orders of magnitude below either limit. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "engine/tokenizer_int.h"
 
@@ -15,8 +16,14 @@
 #include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { MAX_PATTERN = 64 << 10, MAX_DEPTH = 64 };
+enum {
+    MAX_PATTERN = 64 << 10,
+    MAX_DEPTH = 64,
+    WINDOW = 256,       /* starting places between two looks at the clock without a match, */
+    SEARCHES = 4096,    /* and searches between two looks with one */
+};
 
 /* Oniguruma's \w; it counts Latin-1's superscripts and fractions in. */
 #define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
@@ -142,7 +149,7 @@ static int translate_escape(struct tr *t, bool in_class)
         { 'B', "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))", NULL },
         { 'n', "\\n", "\\n" }, { 'r', "\\r", "\\r" }, { 't', "\\t", "\\t" },
         { 'f', "\\f", "\\f" }, { 'a', "\\a", "\\a" }, { 'e', "\\e", "\\e" },
-        { 'A', "\\A", NULL }, { 'z', "\\z", NULL }, { 'Z', "\\Z", NULL }, { 'G', "\\G", NULL },
+        { 'A', "\\A", NULL }, { 'z', "\\z", NULL }, { 'Z', "\\Z", NULL },
     };
     char c = *t->s;
     if (c == 'p' || c == 'P')
@@ -323,7 +330,8 @@ static int compile(struct tok_pattern *p, const char *s, const char *shown, stru
     if (ctx == NULL)
         return err_nomem(err);
     pcre2_set_newline(ctx, PCRE2_NEWLINE_LF);
-    const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
+    const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C |
+                             PCRE2_USE_OFFSET_LIMIT;
     pcre2_code *re = pcre2_compile((PCRE2_SPTR)s, PCRE2_ZERO_TERMINATED, options, &code, &at, ctx);
     pcre2_compile_context_free(ctx);
     if (re == NULL) {
@@ -385,7 +393,16 @@ void tok_pattern_free(struct tok_pattern *p)
 struct tok_match {
     pcre2_match_data *data;
     pcre2_match_context *ctx;
+    double began; /* CPU time of this thread */
+    int searches; /* since the last look at the clock */
 };
+
+static double cpu_time(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
 
 void tok_match_free(struct tok_match *m)
 {
@@ -403,44 +420,81 @@ static struct tok_match *match_new(void)
         return NULL;
     m->data = pcre2_match_data_create(1, NULL);
     m->ctx = pcre2_match_context_create(NULL);
+    m->began = cpu_time();
     if (m->data != NULL && m->ctx != NULL)
         return m;
     tok_match_free(m);
     return NULL;
 }
 
+static int find_literal(const struct tok_scan *s, size_t *start, size_t *end)
+{
+    const char *from = s->text + s->at;
+    const char *hit = s->p->len == 1 ? memchr(from, s->p->literal[0], s->len - s->at)
+                                     : memmem(from, s->len - s->at, s->p->literal, s->p->len);
+    if (hit == NULL)
+        return 0;
+    *start = (size_t)(hit - s->text);
+    *end = *start + s->p->len;
+    return 1;
+}
+
+/* One second and one microsecond per byte: a hundred times what sensible patterns take. */
+static bool out_of_time(struct tok_match *m, size_t len)
+{
+    m->searches = 0;
+    return cpu_time() - m->began > 1 + 1e-6 * (double)len;
+}
+
+/* PCRE2's result for a match that starts in [from, last]. */
+static int match_in(const struct tok_scan *s, struct tok_match *m, size_t from, size_t last)
+{
+    PCRE2_SPTR text = (PCRE2_SPTR)s->text;
+    pcre2_set_offset_limit(m->ctx, last);
+    int n = pcre2_match(s->p->code, text, s->len, from, PCRE2_NO_UTF_CHECK, m->data, m->ctx);
+    if (n == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter's stack is the heap */
+        n = pcre2_match(s->p->code, text, s->len, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data,
+                        m->ctx);
+    return n;
+}
+
+static int gave_up(const char *why, struct err *err)
+{
+    err_set(err, ERR_INVALID, "the tokenizer's pattern gave up on this text: %s", why);
+    return -1;
+}
+
 /* Where the pattern matches at or after s->at: 1, 0 or -1. */
 static int search(struct tok_scan *s, size_t *start, size_t *end, struct err *err)
 {
-    if (s->p->literal != NULL) {
-        const char *from = s->text + s->at;
-        const char *hit = s->p->len == 1 ? memchr(from, s->p->literal[0], s->len - s->at)
-                                         : memmem(from, s->len - s->at, s->p->literal, s->p->len);
-        if (hit == NULL)
-            return 0;
-        *start = (size_t)(hit - s->text);
-        *end = *start + s->p->len;
-        return 1;
-    }
+    if (s->p->literal != NULL)
+        return find_literal(s, start, end);
     if (*s->mem == NULL && (*s->mem = match_new()) == NULL) {
         err_nomem(err);
         return -1;
     }
     struct tok_match *m = *s->mem;
-    uint64_t steps = 1000000 + 16 * (uint64_t)s->len;
+    const uint64_t steps = 100000 + 8 * (uint64_t)s->len;
     pcre2_set_match_limit(m->ctx, steps > UINT32_MAX ? UINT32_MAX : (uint32_t)steps);
-    PCRE2_SPTR text = (PCRE2_SPTR)s->text;
-    int n = pcre2_match(s->p->code, text, s->len, s->at, PCRE2_NO_UTF_CHECK, m->data, m->ctx);
-    if (n == PCRE2_ERROR_JIT_STACKLIMIT)
-        n = pcre2_match(s->p->code, text, s->len, s->at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data,
-                        m->ctx);
+    int n = PCRE2_ERROR_NOMATCH;
+    for (size_t from = s->at; n == PCRE2_ERROR_NOMATCH && from <= s->len;) {
+        size_t last = s->len - from > WINDOW ? from + WINDOW : s->len;
+        while (last < s->len && (s->text[last] & 0xc0) == 0x80)
+            last++;
+        n = match_in(s, m, from, last);
+        if ((n == PCRE2_ERROR_NOMATCH || ++m->searches == SEARCHES) && last < s->len &&
+            out_of_time(m, s->len))
+            return gave_up("it takes too long", err);
+        from = last + 1;
+        while (from < s->len && (s->text[from] & 0xc0) == 0x80)
+            from++;
+    }
     if (n == PCRE2_ERROR_NOMATCH)
         return 0;
     if (n < 0) {
         char why[160];
         pcre2_get_error_message(n, (PCRE2_UCHAR *)why, sizeof why);
-        err_set(err, ERR_INVALID, "the tokenizer's pattern gave up on this text: %s", why);
-        return -1;
+        return gave_up(why, err);
     }
     const size_t *o = pcre2_get_ovector_pointer(m->data);
     *start = o[0];
