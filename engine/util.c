@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <nettle/sha2.h>
 #include <sodium.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -151,6 +152,29 @@ char *path_join(const char *dir, const char *name)
     if (p != NULL)
         sprintf(p, "%s%s%s", dir, sep, name);
     return p;
+}
+
+/* nettle's header takes this name for a prefixed one of its own. */
+#undef sha256_init
+
+_Static_assert(sizeof(struct sha256_ctx) <= sizeof(((struct sha256 *)0)->state),
+               "struct sha256 must hold nettle's state");
+
+static struct sha256_ctx *ctx(struct sha256 *h) { return (struct sha256_ctx *)(void *)h->state; }
+
+void sha256_init(struct sha256 *h) { nettle_sha256_init(ctx(h)); }
+void sha256_add(struct sha256 *h, const void *data, size_t len)
+{
+    nettle_sha256_update(ctx(h), len, data);
+}
+void sha256_end(struct sha256 *h, uint8_t ret[32]) { nettle_sha256_digest(ctx(h), 32, ret); }
+
+void sha256_of(const void *data, size_t len, uint8_t ret[32])
+{
+    struct sha256 h;
+    sha256_init(&h);
+    sha256_add(&h, data, len);
+    sha256_end(&h, ret);
 }
 
 void hex32(const uint8_t in[32], char ret[65]) { sodium_bin2hex(ret, 65, in, 32); }

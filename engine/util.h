@@ -37,16 +37,14 @@ int fd_write_all(int fd, const void *data, size_t len, struct err *err);
 /* "a/b" from "a" and "b"; free() it.  NULL when memory is out. */
 char *path_join(const char *dir, const char *name);
 
-/* --- SHA-256 (sha256.c) ----------------------------------------------------- */
+/* --- SHA-256 (nettle, which uses the CPU's SHA instructions) ----------------- */
 struct sha256 {
-    _Alignas(64) unsigned char state[128]; /* see sha256.c */
+    _Alignas(16) unsigned char state[128]; /* nettle's struct sha256_ctx */
 };
 void sha256_init(struct sha256 *h);
 void sha256_add(struct sha256 *h, const void *data, size_t len);
 void sha256_end(struct sha256 *h, uint8_t ret[32]);
 void sha256_of(const void *data, size_t len, uint8_t ret[32]);
-/* The same without the CPU's SHA instructions: what the test compares with. */
-void sha256_portable(const void *data, size_t len, uint8_t ret[32]);
 /* 64 lower-case digits and a NUL. */
 void hex32(const uint8_t in[32], char ret[65]);
 /* 64 hex digits to 32 bytes; false if it is not that. */

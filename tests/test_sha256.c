@@ -44,8 +44,6 @@ static void every_length_and_cut_agrees_with_libsodium(void **state)
         crypto_hash_sha256(want, data, len);
         sha256_of(data, len, got);
         assert_memory_equal(got, want, 32);
-        sha256_portable(data, len, got);
-        assert_memory_equal(got, want, 32);
     }
     for (size_t a = 0; a <= 130; a++) {
         for (size_t b = a; b <= sizeof data; b += 61) {
