@@ -102,7 +102,7 @@ $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT) $(B)/lorad.a
 	$(CC) -o $@ $^ -lcmocka $(LIBS)
 
 $(B)/tests/bench_%: $(B)/tests/bench_%.o $(SUPPORT) $(B)/lorad.a
-	$(CC) -o $@ $^ $$(pkg-config --libs openblas) $(LIBS)
+	$(CC) -o $@ $^ -lcmocka $$(pkg-config --libs openblas) $(LIBS)
 
 $(TESTS:%=%.o) $(BENCHES:%=%.o) $(SUPPORT): | test-deps
 
