@@ -93,7 +93,7 @@ static int check_browser(const struct api_req *req, struct err *err)
     const char *host = req->header(req->ud, "Host");
     if (host != NULL && !loopback_host(host))
         return err_set(err, ERR_FORBIDDEN, "without keys this server answers to localhost and "
-                       "127.0.0.1 only, not to Host \"%.100s\"; `lorad key add` makes it answer "
+                       "127.0.0.1 only, not to Host \"%.100s\"; `lorad key create` makes it answer "
                        "to any name", host);
     if (strcmp(req->method, "GET") == 0 || strcmp(req->method, "HEAD") == 0)
         return ERR_OK;

@@ -18,7 +18,7 @@ static const struct opt table[] = {
     { "base", 'b', "FILE", NULL, "base file made by lorad import", false },
     { "db", 'd', "FILE", "lorad.db", "database of adapters, tenants and keys", false },
     { "host", 0, "ADDRESS", "127.0.0.1", "address to listen on; other than loopback needs a key "
-      "(lorad key add)", false },
+      "(lorad key create)", false },
     { "port", 'p', "N", "8080", "0: any free one", false },
     { "threads", 't', "N", "0", "that compute; 0: one per available CPU", false },
     { "precision", 0, "fast|exact|f32", "fast", "how linear layers multiply", false },
@@ -197,7 +197,7 @@ static int start_api(struct server *s, const char *host, bool access_log, struct
         return rc;
     if (!s->keys && !s->ao.loopback)
         return err_set(err, ERR_INVALID, "--host %s can be reached from other machines, and %s has no "
-                       "keys: make one first with `lorad key add --db %s`, or listen on 127.0.0.1",
+                       "keys: make one first with `lorad key create --db %s`, or listen on 127.0.0.1",
                        host, s->db_path, s->db_path);
     s->ao.base = s->base;
     s->ao.tokenizer = s->tokenizer;
@@ -225,13 +225,13 @@ static void banner(const struct server *s, const char *host)
             "lorad %s\n"
             "  base       %s, %s, hash %.16s\n"
             "  memory     %s: base %s, work %s, KV %s, adapters %s\n"
-            "  compute    %d threads, kernel %s, precision %s\n"
+            "  compute    %d thread%s, kernel %s, precision %s\n"
             "  database   %s, %s\n"
             "  listening  http://%s%s%s:%d/\n",
             lorad_version, s->base->name, human_bytes(s->base->bytes, base), s->base->hash_hex,
             human_bytes(s->plan.total, total), base, human_bytes(s->plan.work, work),
             human_bytes(s->plan.kv, kv), human_bytes(s->plan.adapters, adapters),
-            pool_threads(s->compute.pool), isa_name(s->compute.isa),
+            pool_threads(s->compute.pool), pool_threads(s->compute.pool) == 1 ? "" : "s", isa_name(s->compute.isa),
             precision_name(s->compute.precision), s->db_path,
             s->keys ? "every /v1 route needs a key" : "no keys: this machine only, tenant default",
             v6 ? "[" : "", host, v6 ? "]" : "", s->port);

@@ -134,7 +134,7 @@ static void suspend_for_work(struct request *r, enum phase phase)
 static void set_deadline(struct request *r, double seconds)
 {
     pthread_mutex_lock(&r->h->lock);
-    r->conn->deadline = now_mono() + seconds;
+    watch_deadline(r->conn, seconds);
     pthread_mutex_unlock(&r->h->lock);
 }
 
@@ -144,7 +144,7 @@ static void start_body(struct request *r, enum phase phase)
     r->body_started = now_mono();
     pthread_mutex_lock(&r->h->lock);
     r->phase = phase;
-    r->conn->deadline = r->body_started + r->h->o.body_seconds;
+    watch_deadline(r->conn, r->h->o.body_seconds);
     pthread_mutex_unlock(&r->h->lock);
 }
 
@@ -362,7 +362,7 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **slot,
     pthread_mutex_lock(&h->lock);
     r->c = NULL;
     r->conn->req = NULL;
-    r->conn->deadline = now_mono() + h->o.idle_seconds + h->o.header_seconds;
+    watch_deadline(r->conn, h->o.idle_seconds + h->o.header_seconds);
     if (r->uploading)
         h->uploads--;
     r->uploading = false;
@@ -400,7 +400,7 @@ static void on_connection(void *ud, struct MHD_Connection *c, void **context,
         inet_ntop(AF_INET, &((const struct sockaddr_in *)(const void *)a)->sin_addr, conn->address,
                   sizeof conn->address);
     pthread_mutex_lock(&h->lock);
-    conn->deadline = now_mono() + h->o.header_seconds;
+    watch_deadline(conn, h->o.header_seconds);
     const int rc = watch_add(h, conn);
     pthread_mutex_unlock(&h->lock);
     if (rc != ERR_OK) {

@@ -128,5 +128,7 @@ void watch_stop(struct http *h);
 /* h->lock held. */
 int watch_add(struct http *h, struct conn *conn);
 void watch_remove(struct http *h, struct conn *conn);
+/* The next bytes are due in so many seconds. */
+void watch_deadline(struct conn *conn, double seconds);
 
 #endif

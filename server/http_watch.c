@@ -2,8 +2,8 @@
  * is suspended, and those that send or read too slowly.
  *
  * Every connection is in an epoll set of ours for EPOLLRDHUP, once: a client that closes its side
- * has gone as far as a generation is concerned, and the sequence is cancelled.  (An answer that
- * needs no waiting is still sent, for clients that half-close.)  Deadlines are looked at a few
+ * has gone, and its sequences are cancelled.  (One that closes only its sending side looks the same
+ * from here, and libmicrohttpd gives it up as well.)  Deadlines are looked at a few
  * times a second; a connection past its own is shut down, which libmicrohttpd sees as the client
  * leaving.  Descriptors are valid as long as a conn is in its slot: libmicrohttpd closes them after
  * watch_remove(). */
@@ -18,6 +18,9 @@
 #include <unistd.h>
 
 enum { TICK_MS = 250 };
+/* libmicrohttpd polls edge-triggered and misses an end that arrives together with the last bytes;
+ * then nobody else would ever look at the connection again. */
+static const double hang_up_seconds = 2;
 static const uint64_t quit_key = UINT64_MAX;
 
 static uint64_t key_of(const struct conn *c) { return (uint64_t)c->serial << 32 | c->slot; }
@@ -51,6 +54,13 @@ void watch_remove(struct http *h, struct conn *conn)
     epoll_ctl(h->epoll, EPOLL_CTL_DEL, conn->fd, NULL);
 }
 
+void watch_deadline(struct conn *conn, double seconds)
+{
+    if (conn->hung_up && seconds > hang_up_seconds)
+        seconds = hang_up_seconds;
+    conn->deadline = now_mono() + seconds;
+}
+
 /* h->lock held. */
 static void hang_up(struct http *h, uint64_t key)
 {
@@ -60,9 +70,9 @@ static void hang_up(struct http *h, uint64_t key)
         return;
     conn->hung_up = true;
     struct request *r = conn->req;
-    if (r == NULL)
-        return;
-    if (r->waiting) {
+    if (r == NULL || r->phase == BODY || r->phase == ANSWERED) {
+        watch_deadline(conn, hang_up_seconds);
+    } else if (r->waiting) {
         r->gone = true;
         r->waiting = false;
         work_add(r);
