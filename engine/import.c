@@ -292,6 +292,7 @@ static int write_items(struct import *im, struct err *err)
         rc = tick(im, im->items[i].w.name, err);
         if (rc == ERR_OK)
             rc = item_write(&im->items[i], &im->scratch, im->out, err);
+        source_forget(&im->src, im->items[i].t);
         im->done += im->items[i].t->bytes;
     }
     return rc;

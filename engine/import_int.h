@@ -48,6 +48,8 @@ struct source_tensor *source_find(const struct source *s, const char *name);
  * another type or shape than [N, K] (K = 0: [N]). */
 const struct st_tensor *source_take(struct source *s, const char *name, int N, int K,
                                     struct err *err);
+/* Its values are not needed any more: see st_forget(). */
+void source_forget(const struct source *s, const struct st_tensor *t);
 /* Is any tensor left that nobody took and that is no known stray buffer? */
 int source_check_all_used(const struct source *s, struct err *err);
 

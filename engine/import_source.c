@@ -263,6 +263,13 @@ const struct st_tensor *source_take(struct source *s, const char *name, int N, i
     return t;
 }
 
+void source_forget(const struct source *s, const struct st_tensor *t)
+{
+    for (size_t i = 0; i < s->nfiles; i++) /* the one that maps it; the others do nothing */
+        if (s->files[i].st != NULL)
+            st_forget(s->files[i].st, t->data, t->bytes);
+}
+
 /* Buffers that old versions of transformers saved beside the weights; nothing reads them. */
 static bool is_stray(const char *name)
 {
@@ -372,6 +379,8 @@ static void hash_file(const struct source_file *f, const atomic_bool *stop, char
     while (left > 0 && !atomic_load(stop)) {
         size_t n = left < HASH_STEP ? left : HASH_STEP;
         sha256_add(&h, p, n);
+        if (f->st != NULL)
+            st_forget(f->st, p, n);
         p += n;
         left -= n;
     }

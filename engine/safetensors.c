@@ -358,6 +358,14 @@ void st_close(struct st_file *f)
     free(f);
 }
 
+void st_forget(const struct st_file *f, const void *data, size_t len)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = (uintptr_t)data / page * page, end = (uintptr_t)data + len;
+    if (f->mapped && begin >= (uintptr_t)f->map && end <= (uintptr_t)f->map + f->map_len)
+        madvise((void *)begin, end - begin, MADV_DONTNEED); /* the map is read-only: nothing is lost */
+}
+
 const struct st_tensor *st_find(const struct st_file *f, const char *name)
 {
     struct st_tensor key = { .name = name };

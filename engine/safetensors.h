@@ -49,6 +49,11 @@ int st_open_mem(const void *data, size_t len, const char *what, struct st_file *
                 struct err *err);
 void st_close(struct st_file *f); /* NULL is fine */
 
+/* The caller is done with these bytes of a mapped file for now: they stop counting as this
+ * process's memory, and come back from the file if they are read again.  Nothing happens to
+ * borrowed memory. */
+void st_forget(const struct st_file *f, const void *data, size_t len);
+
 /* NULL if there is none. */
 const struct st_tensor *st_find(const struct st_file *f, const char *name);
 const char *st_meta(const struct st_file *f, const char *key);

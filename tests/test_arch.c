@@ -283,8 +283,8 @@ static void the_kept_form_reads_back_as_the_same(void **state)
         "{\"model_type\":\"qwen3\",\"architectures\":null,\"use_sliding_window\":true,"
         "\"sliding_window\":16,\"max_window_layers\":2,\"attention_bias\":true,"
         "\"tie_word_embeddings\":true}",
-        "{\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
-        "\"high_freq_factor\":4,\"original_max_position_embeddings\":64,\"rope_theta\":5e5}}",
+        ("{\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
+         "\"high_freq_factor\":4,\"original_max_position_embeddings\":64,\"rope_theta\":5e5}}"),
     };
     for (size_t i = 0; i < COUNT(patches); i++) {
         struct arch a = must_read(patches[i]), b;
