@@ -288,6 +288,8 @@ void lora_apply(const struct compute *c, const struct lora_group *groups, int ng
         .add = lora_add_scalar,
     };
 #if defined(__x86_64__)
+    if (c->isa == ISA_AVX2)
+        w.add = lora_add_avx2;
     if (c->isa == ISA_AVX512)
         w.add = lora_add_avx512;
 #endif

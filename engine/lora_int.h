@@ -1,4 +1,4 @@
-/* lora_int.h - what lora.c and lora_avx512.c share. */
+/* lora_int.h - what lora.c, lora_avx2.c and lora_avx512.c share. */
 #ifndef ENGINE_LORA_INT_H
 #define ENGINE_LORA_INT_H
 
@@ -13,6 +13,8 @@ typedef void (*lora_add_fn)(enum dtype t, const void *bt, size_t ldb, int r, con
 void lora_add_scalar(enum dtype t, const void *bt, size_t ldb, int r, const float *u, size_t ldu,
                      int M, float *y, size_t ldy, int n);
 #if defined(__x86_64__)
+void lora_add_avx2(enum dtype t, const void *bt, size_t ldb, int r, const float *u, size_t ldu,
+                   int M, float *y, size_t ldy, int n);
 void lora_add_avx512(enum dtype t, const void *bt, size_t ldb, int r, const float *u, size_t ldu,
                      int M, float *y, size_t ldy, int n);
 #endif

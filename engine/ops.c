@@ -137,6 +137,8 @@ const struct ops ops_scalar = {
 const struct ops *ops_for(enum isa isa)
 {
 #if defined(__x86_64__)
+    if (isa == ISA_AVX2)
+        return &ops_avx2;
     if (isa == ISA_AVX512)
         return &ops_avx512;
 #endif

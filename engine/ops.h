@@ -3,7 +3,8 @@
  * One table of functions per instruction set.  The scalar functions (ops.c) are the definition: they
  * sum in the order in which the vector code does (16 lanes, element i in lane i % 16, fused
  * multiply-adds, then the tree of dot_tree()), and they have an exponential of their own, because
- * libm's differs from machine to machine.  ops_avx512.c gives the same bits for every finite input.
+ * libm's differs from machine to machine.  ops_avx2.c and ops_avx512.c give the same bits for every
+ * finite input.
  *
  * Pure functions over caller memory; any thread.  n need not be a multiple of anything. */
 #ifndef ENGINE_OPS_H
@@ -59,7 +60,7 @@ struct ops {
 const struct ops *ops_for(enum isa isa);
 extern const struct ops ops_scalar;
 #if defined(__x86_64__)
-extern const struct ops ops_avx512;
+extern const struct ops ops_avx2, ops_avx512;
 #endif
 
 /* exp(x) = 2^n (1 + r + r^2 q(r)), n = round(x / ln 2), r = x - n ln 2 in two steps, q of degree 5
