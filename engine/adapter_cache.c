@@ -383,19 +383,21 @@ void adapter_cache_abandon(struct adapter_cache *c, const uint8_t hash[32], uint
     if (*ticket == 0)
         return;
     pthread_mutex_lock(&c->lock);
-    struct entry *e = find(c, hash, *ticket);
-    bool ready = e->state == READY;
-    drop_ticket(c, e, ticket);
-    if (ready)
+    struct entry *e = find(c, hash, *ticket); /* there: it has a ticket */
+    if (e != NULL && e->state == READY) {
+        drop_ticket(c, e, ticket);
         maybe_idle(c, e);
+    } else if (e != NULL) {
+        drop_ticket(c, e, ticket);
+    }
     pthread_mutex_unlock(&c->lock);
 }
 
 void adapter_cache_release(struct adapter_cache *c, const struct adapter *a)
 {
     pthread_mutex_lock(&c->lock);
-    struct entry *e = *slot_of(c, a->hash);
-    if (--e->pins == 0) {
+    struct entry *e = *slot_of(c, a->hash); /* there: it is pinned */
+    if (e != NULL && --e->pins == 0) {
         c->st.pinned--;
         maybe_idle(c, e);
     }

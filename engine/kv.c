@@ -276,8 +276,9 @@ static bool seq_room(struct kv_seq *s, int npages)
 int kv_open(struct kv_cache *c, const uint8_t seed[32], const int32_t *tokens, int n,
             struct kv_seq *s, struct err *err)
 {
-    struct kv_seq q = { .pages = NULL };
-    if (!seq_room(&q, kv_pages_for(n) + 1))
+    struct kv_seq q = { .cap = kv_pages_for(n) + 1 };
+    q.pages = malloc((size_t)q.cap * sizeof *q.pages);
+    if (q.pages == NULL)
         return err_nomem(err);
     memcpy(q.chain, seed, 32);
     while (q.len + KV_PAGE < n) { /* strictly: at least one token is left to compute */

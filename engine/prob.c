@@ -17,6 +17,7 @@
 
 enum { LANES = 8 };
 typedef double vec __attribute__((vector_size(LANES * sizeof(double))));
+typedef float fvec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int64_t ivec __attribute__((vector_size(LANES * sizeof(int64_t))));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -56,10 +57,9 @@ INLINE double exp_body(const float *logits, int n, float max, double scale, doub
     vec sum = { 0 };
     int i = 0;
     for (; i + LANES <= n; i += LANES) {
-        vec x;
-        for (int j = 0; j < LANES; j++)
-            x[j] = logits[i + j];
-        x = (x - (double)max) * scale;
+        fvec l;
+        memcpy(&l, logits + i, sizeof l);
+        vec x = (__builtin_convertvector(l, vec) - (double)max) * scale;
         exp_lanes(&x);
         if (w != NULL)
             memcpy(w + i, &x, sizeof x);

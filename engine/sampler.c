@@ -260,20 +260,52 @@ static int keep_mass(const double *w, int32_t *idx, int n, double mass)
     return lo > 0 ? lo : 1;
 }
 
-/* The least likely token that top_k and top_p keep, or -1 when they keep all. */
+/* Write the ids of all weights >= least to idx; how many? */
+static int gather(struct sampler *s, double least)
+{
+    int n = 0;
+    for (int32_t i = 0; i < s->V; i++) {
+        s->idx[n] = i;
+        n += s->w[i] >= least;
+    }
+    return n;
+}
+
+/* A weight that at least k tokens reach: the k-th of the maxima of blocks of 64. */
+static double reached_by(struct sampler *s, int k)
+{
+    int n = 0;
+    for (int32_t i = 0; i < s->V; i++) {
+        if (i % 64 == 0)
+            s->idx[n++] = i;
+        else if (s->w[i] > s->w[s->idx[n - 1]])
+            s->idx[n - 1] = i;
+    }
+    if (n < k)
+        return 0;
+    keep_count(s->w, s->idx, n, k);
+    double least = s->w[s->idx[0]];
+    for (int i = 1; i < k; i++)
+        least = s->w[s->idx[i]] < least ? s->w[s->idx[i]] : least;
+    return least;
+}
+
+/* The least likely token that top_k and top_p keep, or -1 when they keep all.  Most tokens are put
+ * aside by their weight before anything is moved. */
 static int32_t cut(struct sampler *s, const struct sample_params *p, double sum)
 {
     bool by_count = p->top_k > 0 && p->top_k < s->V, by_mass = p->top_p < 1;
     if (!by_count && !by_mass)
         return -1;
-    int n = s->V;
-    for (int i = 0; i < n; i++)
-        s->idx[i] = i;
+    int n;
     if (by_count) {
-        n = keep_count(s->w, s->idx, n, p->top_k);
+        n = keep_count(s->w, s->idx, gather(s, reached_by(s, p->top_k)), p->top_k);
         sum = 0;
         for (int i = 0; i < n; i++)
             sum += s->w[s->idx[i]];
+    } else { /* all that weigh less than this together weigh less than what may be missing; half
+              * of it leaves room for rounding */
+        n = gather(s, (1 - (double)p->top_p) * sum / s->V / 2);
     }
     if (by_mass)
         n = keep_mass(s->w, s->idx, n, (double)p->top_p * sum);
@@ -298,21 +330,28 @@ static int32_t draw(struct sampler *s, const struct sample_params *p, double sum
 {
     int32_t last = cut(s, p, sum);
     double least = (double)p->min_p; /* the largest weight is 1 */
+    if (last >= 0 && s->w[last] > least)
+        least = s->w[last];
+    int n = gather(s, least);
     if (last >= 0 || least > 0) {
+        int kept = 0;
         sum = 0;
-        for (int32_t i = 0; i < s->V; i++) {
-            if (s->w[i] < least || (last >= 0 && before(s->w, last, i)))
-                s->w[i] = 0;
-            sum += s->w[i];
+        for (int i = 0; i < n; i++) {
+            int32_t id = s->idx[i];
+            if (last >= 0 && before(s->w, last, id)) /* as likely as the last, but a higher id */
+                continue;
+            s->idx[kept++] = id;
+            sum += s->w[id];
         }
+        n = kept;
     }
     double target = uniform(p, position) * sum, so_far = 0;
-    int32_t found = 0;
-    for (int32_t i = 0; i < s->V; i++) {
-        if (s->w[i] == 0)
+    int32_t found = s->idx[0];
+    for (int i = 0; i < n; i++) {
+        if (s->w[s->idx[i]] == 0)
             continue;
-        found = i; /* the last one, should rounding leave the target beyond the end */
-        so_far += s->w[i];
+        found = s->idx[i]; /* the last one, should rounding leave the target beyond the end */
+        so_far += s->w[found];
         if (so_far > target)
             break;
     }

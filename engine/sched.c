@@ -340,10 +340,10 @@ static int make_parts(struct sched *s, const struct sched_opts *o, struct err *e
     rc = forward_create(b, s->compute, s->kv, s->max_rows, s->max_logits, &s->forward, err);
     if (rc != ERR_OK)
         return rc;
-    s->batch = calloc((size_t)s->max_seqs, sizeof *s->batch);
+    s->batch = calloc((size_t)s->max_seqs, sizeof(struct gen *));
     s->spans = calloc((size_t)s->max_seqs, sizeof *s->spans);
     s->jobs = calloc((size_t)s->max_logits, sizeof *s->jobs);
-    s->samplers = calloc((size_t)s->nsamplers, sizeof *s->samplers);
+    s->samplers = calloc((size_t)s->nsamplers, sizeof(struct sampler *));
     if (s->batch == NULL || s->spans == NULL || s->jobs == NULL || s->samplers == NULL)
         return err_nomem(err);
     for (int i = 0; i < s->nsamplers && rc == ERR_OK; i++)
