@@ -32,7 +32,7 @@ int tok_push_id(struct tok_call *c, int id)
     return ERR_OK;
 }
 
-/* --- the heap: lowest rank first, then leftmost ----------------------------------------------- */
+/* --- the heap: lowest rank first, then leftmost ------------------------------------------ */
 static bool before(const struct tok_todo *a, const struct tok_todo *b)
 {
     return a->rank != b->rank ? a->rank < b->rank : a->pos < b->pos;
@@ -91,7 +91,7 @@ static struct tok_todo heap_pop(struct tok_call *c)
     return top;
 }
 
-/* --- symbols ------------------------------------------------------------------------------------ */
+/* --- symbols ----------------------------------------------------------------------------- */
 static int add_symbol(struct tok_call *c, int id)
 {
     if (c->nsym == c->sym_cap) {
@@ -141,9 +141,10 @@ static int add_unknown(struct tok_call *c, const char *s, int n, bool *pending)
     if (!t->has_unk)
         return ERR_OK;
     if (t->unk < 0)
-        return err_set(c->err, ERR_INVALID,
-                       "the text has a character that the tokenizer lacks, and its unknown token is "
-                       "not in its vocabulary");
+        return err_set(
+            c->err, ERR_INVALID,
+            "the text has a character that the tokenizer lacks, and its unknown token is "
+            "not in its vocabulary");
     if (*pending && !t->fuse_unk)
         rc = add_symbol(c, t->unk);
     *pending = true;
@@ -179,7 +180,7 @@ static int add_symbols(struct tok_call *c, const char *s, size_t len)
     return rc == ERR_OK && pending ? add_symbol(c, t->unk) : rc;
 }
 
-/* --- merging -------------------------------------------------------------------------------------- */
+/* --- merging ----------------------------------------------------------------------------- */
 static int consider(struct tok_call *c, int32_t left, int32_t right)
 {
     const struct tok_pair *m = tok_pairs_get(&c->t->merges, c->sym[left].id, c->sym[right].id);
@@ -312,13 +313,12 @@ int tok_bpe(struct tok_call *c, const char *s, size_t len)
     return rc == ERR_OK ? cached_piece(c, s + from, len - from) : rc;
 }
 
-/* --- tables ----------------------------------------------------------------------------------------- */
+/* --- tables ------------------------------------------------------------------------------ */
 static void prepare_chars(struct tokenizer *t)
 {
     for (int b = 0; b < 256; b++) {
         char s[8];
-        int n = t->raw_bytes ? tok_byte_char((uint8_t)b, s)
-                             : (int)(stpcpy(s, "<0x") - s);
+        int n = t->raw_bytes ? tok_byte_char((uint8_t)b, s) : (int)(stpcpy(s, "<0x") - s);
         if (!t->raw_bytes) {
             static const char hex[] = "0123456789ABCDEF";
             s[n++] = hex[b >> 4];
@@ -368,7 +368,8 @@ static void prepare_cross(struct tokenizer *t, const struct tok_pair *m)
     int x = small_char(t, last, (size_t)nx), y = small_char(t, b->s, (size_t)ny);
     if (x >= 0 && y >= 0)
         t->cross_small[x][y >> 3] |= (uint8_t)(1 << (y & 7));
-    int ix = tok_map_get(&t->vocab, last, (size_t)nx), iy = tok_map_get(&t->vocab, b->s, (size_t)ny);
+    int ix = tok_map_get(&t->vocab, last, (size_t)nx),
+        iy = tok_map_get(&t->vocab, b->s, (size_t)ny);
     if (ix >= 0 && iy >= 0)
         tok_pairs_set(&t->cross, ix, iy, 0, 0);
 }

@@ -13,20 +13,20 @@
 
 struct stage {
     const struct tok_decoder *d;
-    struct buf part;   /* a token that has not ended */
-    struct buf held;   /* bytes that are not text yet */
-    bool started;      /* METASPACE: the first token has passed */
-    bool whole;        /* comes after the tokens were joined */
-    size_t to_skip;    /* STRIP: characters that may still be cut at the start */
-    size_t pending;    /* STRIP: characters held back at the end */
+    struct buf part; /* a token that has not ended */
+    struct buf held; /* bytes that are not text yet */
+    bool started;    /* METASPACE: the first token has passed */
+    bool whole;      /* comes after the tokens were joined */
+    size_t to_skip;  /* STRIP: characters that may still be cut at the start */
+    size_t pending;  /* STRIP: characters held back at the end */
 };
 
 struct tok_stream {
     const struct tokenizer *t;
     bool skip_special, continues;
     struct tok_match *match;
-    struct buf *out;   /* of the call in progress */
-    bool any;          /* a token was written: without a decoder the next one follows a space */
+    struct buf *out; /* of the call in progress */
+    bool any;        /* a token was written: without a decoder the next one follows a space */
     size_t n;
     struct stage stage[];
 };
@@ -36,7 +36,7 @@ static int push(struct tok_stream *s, size_t i, const char *data, size_t len, bo
 
 static int add(struct buf *b, const char *data, size_t len) { return buf_add(b, data, len); }
 
-/* --- the stages ------------------------------------------------------------------------------ */
+/* --- the stages -------------------------------------------------------------------------- */
 /* What the held bytes and these ones make: complete characters go on, U+FFFD for what is none.
  * With `end`, the unfinished rest becomes U+FFFD too. */
 static int push_bytes(struct tok_stream *s, size_t i, bool end)
@@ -206,7 +206,7 @@ static int push_stripped(struct tok_stream *s, size_t i, const char *data, size_
     return rc == ERR_OK ? push(s, i + 1, data, body, last) : rc;
 }
 
-/* --- pushing ----------------------------------------------------------------------------------- */
+/* --- pushing ----------------------------------------------------------------------------- */
 static int sink(struct tok_stream *s, const char *data, size_t len, bool last)
 {
     int rc = ERR_OK;
@@ -224,11 +224,15 @@ static int run_stage(struct tok_stream *s, size_t i, const char *data, size_t le
     case DEC_BYTES:
         rc = add_alphabet(&st->held, data, len);
         return rc == ERR_OK ? push_bytes(s, i, false) : rc;
-    case DEC_BYTE_FALLBACK: return push_fallback(s, i, data, len);
-    case DEC_REPLACE: return push_replaced(s, i, data, len);
-    case DEC_METASPACE: return push_metaspace(s, i, data, len);
+    case DEC_BYTE_FALLBACK:
+        return push_fallback(s, i, data, len);
+    case DEC_REPLACE:
+        return push_replaced(s, i, data, len);
+    case DEC_METASPACE:
+        return push_metaspace(s, i, data, len);
     case DEC_FUSE:
-    case DEC_STRIP: break; /* these take fragments */
+    case DEC_STRIP:
+        break; /* these take fragments */
     }
     return ERR_OK;
 }
@@ -267,7 +271,7 @@ static int finish(struct tok_stream *s)
     return rc;
 }
 
-/* --- public ------------------------------------------------------------------------------------ */
+/* --- public ------------------------------------------------------------------------------ */
 int tok_stream_open(const struct tokenizer *t, bool skip_special, bool continues,
                     struct tok_stream **ret, struct err *err)
 {
@@ -335,7 +339,7 @@ int tok_stream_end(struct tok_stream *s, struct buf *ret)
 int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
                      struct buf *ret, struct err *err)
 {
-    struct tok_stream *s;
+    struct tok_stream *s = NULL;
     int rc = tok_stream_open(t, skip_special, false, &s, err);
     if (rc != ERR_OK)
         return rc;
@@ -376,7 +380,7 @@ int tokenizer_piece(const struct tokenizer *t, int id, struct buf *ret)
             return add(ret, &c, 1);
         }
     }
-    struct tok_stream *s;
+    struct tok_stream *s = NULL;
     int rc = tok_stream_open(t, false, true, &s, NULL);
     if (rc != ERR_OK)
         return rc;

@@ -8,8 +8,8 @@
 #include <string.h>
 
 /* The reference's pattern for GPT-2, in PCRE2's words. */
-#define GPT2_PATTERN                                                                              \
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+|"             \
+#define GPT2_PATTERN                                                                               \
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+|"              \
     "\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+"
 
 typedef int (*step_fn)(struct tokenizer *t, const json_t *o, const char *type, struct err *err);
@@ -17,7 +17,8 @@ typedef int (*step_fn)(struct tokenizer *t, const json_t *o, const char *type, s
 /* What the three kinds of lists differ in. */
 struct list {
     const char *what;  /* "normalizer": for messages */
-    const char *items; /* key of a Sequence's list */
+    const char *items; /* key of a Sequence's list, */
+    const char *keys;  /* and both its keys */
     step_fn step;      /* appends one step to the tokenizer */
 };
 
@@ -25,19 +26,18 @@ static int read_list(struct tokenizer *t, const struct list *l, const json_t *o,
                      struct err *err)
 {
     if (!json_is_object(o))
-        return err_set(err, ERR_INVALID, "tokenizer.json: %s is not an object", l->what);
+        return tok_bad(err, "%s is not an object", l->what);
     const char *type = json_string_value(json_object_get(o, "type"));
     if (type == NULL)
-        return err_set(err, ERR_INVALID, "tokenizer.json: %s has no type", l->what);
+        return tok_bad(err, "%s has no type", l->what);
     if (strcmp(type, "Sequence") != 0)
         return l->step(t, o, type, err);
     if (depth == 8)
-        return err_set(err, ERR_INVALID, "tokenizer.json: %s nests too many sequences", l->what);
-    int rc = tok_only(o, l->what, err, "type", l->items, NULL);
+        return tok_bad(err, "%s nests too many sequences", l->what);
+    int rc = tok_only(o, l->what, l->keys, err);
     const json_t *items = json_object_get(o, l->items);
     if (rc == ERR_OK && !json_is_array(items))
-        rc = err_set(err, ERR_INVALID, "tokenizer.json: a Sequence in %s has no list \"%s\"", l->what,
-                     l->items);
+        rc = tok_bad(err, "a Sequence in %s has no list \"%s\"", l->what, l->items);
     for (size_t i = 0; rc == ERR_OK && i < json_array_size(items); i++)
         rc = read_list(t, l, json_array_get(items, i), depth + 1, err);
     return rc;
@@ -45,17 +45,17 @@ static int read_list(struct tokenizer *t, const struct list *l, const json_t *o,
 
 static int too_many(const char *what, struct err *err)
 {
-    return err_set(err, ERR_INVALID, "tokenizer.json: %s has more than %d steps", what,
-                   TOK_MAX_STEPS);
+    return tok_bad(err, "%s has more than %d steps", what, TOK_MAX_STEPS);
 }
 
 static int unknown(const char *what, const char *type, struct err *err)
 {
-    return err_set(err, ERR_INVALID, "tokenizer.json: the %s \"%.60s\" is not supported", what, type);
+    return tok_bad(err, "the %s \"%.60s\" is not supported", what, type);
 }
 
 /* "pattern": {"String": "..."} or {"Regex": "..."}. */
-static int read_pattern(const json_t *o, const char *where, struct tok_pattern *ret, struct err *err)
+static int read_pattern(const json_t *o, const char *where, struct tok_pattern *ret,
+                        struct err *err)
 {
     const json_t *p = json_object_get(o, "pattern");
     const json_t *s = json_object_get(p, "String"), *re = json_object_get(p, "Regex");
@@ -63,8 +63,7 @@ static int read_pattern(const json_t *o, const char *where, struct tok_pattern *
         return tok_pattern_literal(ret, json_string_value(s), json_string_length(s), err);
     if (json_object_size(p) == 1 && json_is_string(re))
         return tok_pattern_onig(ret, json_string_value(re), json_string_length(re), err);
-    return err_set(err, ERR_INVALID, "tokenizer.json: %s needs a pattern with a String or a Regex",
-                   where);
+    return tok_bad(err, "%s needs a pattern with a String or a Regex", where);
 }
 
 static bool is_one_char(const char *s, size_t len)
@@ -74,17 +73,20 @@ static bool is_one_char(const char *s, size_t len)
 
 static int one_char(const char *s, size_t len, const char *where, struct err *err)
 {
-    return is_one_char(s, len)
-               ? ERR_OK
-               : err_set(err, ERR_INVALID, "tokenizer.json: %s needs one character, not \"%.40s\"",
-                         where, s);
+    return is_one_char(s, len) ? ERR_OK
+                               : tok_bad(err, "%s needs one character, not \"%.40s\"", where, s);
 }
 
-/* --- normaliser ----------------------------------------------------------------------------- */
+/* --- normaliser -------------------------------------------------------------------------- */
 static int read_norm(struct tokenizer *t, const json_t *o, const char *type, struct err *err)
 {
-    static const struct { const char *name; bool compose, compat; } forms[] = {
-        { "NFC", true, false }, { "NFD", false, false }, { "NFKC", true, true },
+    static const struct {
+        const char *name;
+        bool compose, compat;
+    } forms[] = {
+        { "NFC", true, false },
+        { "NFD", false, false },
+        { "NFKC", true, true },
         { "NFKD", false, true },
     };
     if (t->nnorm == TOK_MAX_STEPS)
@@ -95,40 +97,41 @@ static int read_norm(struct tokenizer *t, const json_t *o, const char *type, str
             st->kind = NORM_UNICODE;
             st->compose = forms[i].compose;
             st->compat = forms[i].compat;
-            return tok_only(o, type, err, "type", NULL);
+            return tok_only(o, type, "type", err);
         }
     int rc;
     if (strcmp(type, "Prepend") == 0) {
         st->kind = NORM_PREPEND;
-        rc = tok_only(o, type, err, "type", "prepend", NULL);
+        rc = tok_only(o, type, "type prepend", err);
         return rc != ERR_OK ? rc : tok_get_text(o, type, "prepend", &st->text, &st->text_len, err);
     }
     if (strcmp(type, "Replace") == 0) {
         st->kind = NORM_REPLACE;
-        rc = tok_only(o, type, err, "type", "pattern", "content", NULL);
+        rc = tok_only(o, type, "type pattern content", err);
         if (rc == ERR_OK)
             rc = read_pattern(o, type, &st->pattern, err);
         return rc != ERR_OK ? rc : tok_get_text(o, type, "content", &st->text, &st->text_len, err);
     }
     if (strcmp(type, "Strip") == 0) {
         st->kind = NORM_STRIP;
-        rc = tok_only(o, type, err, "type", "strip_left", "strip_right", NULL);
+        rc = tok_only(o, type, "type strip_left strip_right", err);
         if (rc == ERR_OK)
             rc = tok_get_bool(o, type, "strip_left", true, &st->left, err);
         return rc != ERR_OK ? rc : tok_get_bool(o, type, "strip_right", true, &st->right, err);
     }
     if (strcmp(type, "Lowercase") == 0 || strcmp(type, "ByteLevel") == 0) {
         st->kind = type[0] == 'L' ? NORM_LOWERCASE : NORM_BYTES;
-        return tok_only(o, type, err, "type", NULL);
+        return tok_only(o, type, "type", err);
     }
     return unknown("normalizer", type, err);
 }
 
-/* --- pre-tokenizer ---------------------------------------------------------------------------- */
+/* --- pre-tokenizer ----------------------------------------------------------------------- */
 static int read_behavior(const json_t *o, const char *where, enum tok_behavior *ret,
                          struct err *err)
 {
-    static const char *const names[] = { [REMOVED] = "Removed", [ISOLATED] = "Isolated",
+    static const char *const names[] = { [REMOVED] = "Removed",
+                                         [ISOLATED] = "Isolated",
                                          [MERGED_WITH_PREVIOUS] = "MergedWithPrevious",
                                          [MERGED_WITH_NEXT] = "MergedWithNext",
                                          [CONTIGUOUS] = "Contiguous" };
@@ -138,8 +141,7 @@ static int read_behavior(const json_t *o, const char *where, enum tok_behavior *
             *ret = (enum tok_behavior)i;
             return ERR_OK;
         }
-    return err_set(err, ERR_INVALID, "tokenizer.json: %s has the unknown behavior \"%.40s\"", where,
-                   s != NULL ? s : "(none)");
+    return tok_bad(err, "%s has the unknown behavior \"%.40s\"", where, s != NULL ? s : "(none)");
 }
 
 static int read_byte_level(struct tok_pre *st, const json_t *o, struct err *err)
@@ -147,8 +149,7 @@ static int read_byte_level(struct tok_pre *st, const json_t *o, struct err *err)
     bool use_regex = true, ignored;
     st->kind = PRE_BYTES;
     st->behavior = ISOLATED;
-    int rc = tok_only(o, "ByteLevel", err, "type", "add_prefix_space", "trim_offsets", "use_regex",
-                      NULL);
+    int rc = tok_only(o, "ByteLevel", "type add_prefix_space trim_offsets use_regex", err);
     if (rc == ERR_OK)
         rc = tok_get_bool(o, "ByteLevel", "add_prefix_space", true, &st->prefix_space, err);
     if (rc == ERR_OK)
@@ -167,8 +168,8 @@ static int read_metaspace(const json_t *o, char **ret, size_t *ret_len, enum tok
 {
     static const char *const names[] = { "always", "first", "never" };
     bool prefix = true;
-    int rc = tok_only(o, "Metaspace", err, "type", "replacement", "prepend_scheme", "split",
-                      "add_prefix_space", "str_rep", NULL);
+    int rc = tok_only(o, "Metaspace",
+                      "type replacement prepend_scheme split add_prefix_space str_rep", err);
     if (rc == ERR_OK)
         rc = tok_get_text(o, "Metaspace", "replacement", ret, ret_len, err);
     if (rc == ERR_OK)
@@ -183,15 +184,14 @@ static int read_metaspace(const json_t *o, char **ret, size_t *ret_len, enum tok
     *prepend = PREPEND_ALWAYS;
     for (int i = 0; scheme != NULL; i++) {
         if (i == 3 || !json_is_string(scheme))
-            return err_set(err, ERR_INVALID, "tokenizer.json: Metaspace has an unknown prepend_scheme");
+            return tok_bad(err, "Metaspace has an unknown prepend_scheme");
         if (strcmp(json_string_value(scheme), names[i]) == 0) {
             *prepend = (enum tok_prepend)i;
             break;
         }
     }
     if (!prefix && scheme != NULL && *prepend != PREPEND_NEVER)
-        return err_set(err, ERR_INVALID,
-                       "tokenizer.json: Metaspace's add_prefix_space contradicts its prepend_scheme");
+        return tok_bad(err, "Metaspace's add_prefix_space contradicts its prepend_scheme");
     if (!prefix)
         *prepend = PREPEND_NEVER;
     return ERR_OK;
@@ -200,7 +200,7 @@ static int read_metaspace(const json_t *o, char **ret, size_t *ret_len, enum tok
 static int read_split(struct tok_pre *st, const json_t *o, struct err *err)
 {
     st->has_pattern = true;
-    int rc = tok_only(o, "Split", err, "type", "pattern", "behavior", "invert", NULL);
+    int rc = tok_only(o, "Split", "type pattern behavior invert", err);
     if (rc == ERR_OK)
         rc = read_pattern(o, "Split", &st->pattern, err);
     if (rc == ERR_OK)
@@ -217,18 +217,19 @@ static int read_fixed_split(struct tok_pre *st, const json_t *o, const char *typ
     if (strcmp(type, "Whitespace") == 0) {
         st->behavior = REMOVED;
         st->invert = true;
-        rc = tok_only(o, type, err, "type", NULL);
-        return rc != ERR_OK ? rc
-                            : tok_pattern_pcre(&st->pattern,
-                                               "[" TOK_WORD "]+|[^" TOK_WORD "\\p{White_Space}]+", err);
+        rc = tok_only(o, type, "type", err);
+        return rc != ERR_OK
+                   ? rc
+                   : tok_pattern_pcre(&st->pattern,
+                                      "[" TOK_WORD "]+|[^" TOK_WORD "\\p{White_Space}]+", err);
     }
     if (strcmp(type, "WhitespaceSplit") == 0) {
         st->behavior = REMOVED;
-        rc = tok_only(o, type, err, "type", NULL);
+        rc = tok_only(o, type, "type", err);
         return rc != ERR_OK ? rc : tok_pattern_pcre(&st->pattern, "\\p{White_Space}", err);
     }
     if (strcmp(type, "Digits") == 0) {
-        rc = tok_only(o, type, err, "type", "individual_digits", NULL);
+        rc = tok_only(o, type, "type individual_digits", err);
         if (rc == ERR_OK)
             rc = tok_get_bool(o, type, "individual_digits", false, &individual, err);
         st->behavior = individual ? ISOLATED : CONTIGUOUS;
@@ -236,7 +237,7 @@ static int read_fixed_split(struct tok_pre *st, const json_t *o, const char *typ
     }
     if (strcmp(type, "Punctuation") == 0) {
         st->behavior = ISOLATED;
-        rc = tok_only(o, type, err, "type", "behavior", NULL);
+        rc = tok_only(o, type, "type behavior", err);
         if (rc == ERR_OK && json_object_get(o, "behavior") != NULL)
             rc = read_behavior(o, type, &st->behavior, err);
         return rc != ERR_OK ? rc : tok_pattern_pcre(&st->pattern, "[\\p{P}$+<=>^`|~]", err);
@@ -264,12 +265,12 @@ static int read_pre(struct tokenizer *t, const json_t *o, const char *type, stru
     return tok_pattern_literal(&st->pattern, st->replacement, st->replacement_len, err);
 }
 
-/* --- decoder ---------------------------------------------------------------------------------- */
+/* --- decoder ----------------------------------------------------------------------------- */
 static int read_count(const json_t *o, const char *key, size_t *ret, struct err *err)
 {
     const json_t *v = json_object_get(o, key);
     if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > 1000)
-        return err_set(err, ERR_INVALID, "tokenizer.json: Strip's \"%s\" must be 0 to 1000", key);
+        return tok_bad(err, "Strip's \"%s\" must be 0 to 1000", key);
     *ret = (size_t)json_integer_value(v);
     return ERR_OK;
 }
@@ -282,22 +283,22 @@ static int read_dec(struct tokenizer *t, const json_t *o, const char *type, stru
     int rc;
     if (strcmp(type, "ByteLevel") == 0) {
         st->kind = DEC_BYTES;
-        return tok_only(o, type, err, "type", "add_prefix_space", "trim_offsets", "use_regex", NULL);
+        return tok_only(o, type, "type add_prefix_space trim_offsets use_regex", err);
     }
     if (strcmp(type, "ByteFallback") == 0 || strcmp(type, "Fuse") == 0) {
         st->kind = type[0] == 'B' ? DEC_BYTE_FALLBACK : DEC_FUSE;
-        return tok_only(o, type, err, "type", NULL);
+        return tok_only(o, type, "type", err);
     }
     if (strcmp(type, "Replace") == 0) {
         st->kind = DEC_REPLACE;
-        rc = tok_only(o, type, err, "type", "pattern", "content", NULL);
+        rc = tok_only(o, type, "type pattern content", err);
         if (rc == ERR_OK)
             rc = read_pattern(o, type, &st->pattern, err);
         return rc != ERR_OK ? rc : tok_get_text(o, type, "content", &st->text, &st->text_len, err);
     }
     if (strcmp(type, "Strip") == 0) {
         st->kind = DEC_STRIP;
-        rc = tok_only(o, type, err, "type", "content", "start", "stop", NULL);
+        rc = tok_only(o, type, "type content start stop", err);
         if (rc == ERR_OK)
             rc = tok_get_text(o, type, "content", &st->text, &st->text_len, err);
         if (rc == ERR_OK)
@@ -317,10 +318,10 @@ static int read_dec(struct tokenizer *t, const json_t *o, const char *type, stru
     return unknown("decoder", type, err);
 }
 
-/* --- the three ---------------------------------------------------------------------------------- */
+/* --- the three --------------------------------------------------------------------------- */
 int tok_read_normalizer(struct tokenizer *t, const json_t *o, struct err *err)
 {
-    static const struct list l = { "the normalizer", "normalizers", read_norm };
+    static const struct list l = { "the normalizer", "normalizers", "type normalizers", read_norm };
     t->norm = calloc(TOK_MAX_STEPS, sizeof *t->norm);
     if (t->norm == NULL)
         return err_nomem(err);
@@ -329,7 +330,8 @@ int tok_read_normalizer(struct tokenizer *t, const json_t *o, struct err *err)
 
 int tok_read_pre_tokenizer(struct tokenizer *t, const json_t *o, struct err *err)
 {
-    static const struct list l = { "the pre_tokenizer", "pretokenizers", read_pre };
+    static const struct list l = { "the pre_tokenizer", "pretokenizers", "type pretokenizers",
+                                   read_pre };
     t->pre = calloc(TOK_MAX_STEPS, sizeof *t->pre);
     if (t->pre == NULL)
         return err_nomem(err);
@@ -338,7 +340,7 @@ int tok_read_pre_tokenizer(struct tokenizer *t, const json_t *o, struct err *err
 
 int tok_read_decoder(struct tokenizer *t, const json_t *o, struct err *err)
 {
-    static const struct list l = { "the decoder", "decoders", read_dec };
+    static const struct list l = { "the decoder", "decoders", "type decoders", read_dec };
     t->dec = calloc(TOK_MAX_STEPS, sizeof *t->dec);
     if (t->dec == NULL)
         return err_nomem(err);

@@ -21,14 +21,17 @@ int tok_add(struct buf *b, const void *data, size_t len, struct err *err)
     return ERR_OK;
 }
 
-/* --- characters ----------------------------------------------------------------------------- */
+/* --- characters -------------------------------------------------------------------------- */
 int tok_utf8(const char *text, size_t len)
 {
     const unsigned char *s = (const unsigned char *)text;
     unsigned char c = s[0];
     if (c < 0x80)
         return 1;
-    int n = c >= 0xc2 && c <= 0xdf ? 2 : c >= 0xe0 && c <= 0xef ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
+    int n = c >= 0xc2 && c <= 0xdf   ? 2
+            : c >= 0xe0 && c <= 0xef ? 3
+            : c >= 0xf0 && c <= 0xf4 ? 4
+                                     : 0;
     if (n == 0)
         return -1;
     /* the second byte excludes long forms, surrogates and what lies above U+10FFFF */
@@ -49,9 +52,12 @@ uint32_t tok_codepoint(const char *text, int len)
 {
     const unsigned char *s = (const unsigned char *)text;
     switch (len) {
-    case 1: return s[0];
-    case 2: return (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu);
-    case 3: return (s[0] & 0x0fu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
+    case 1:
+        return s[0];
+    case 2:
+        return (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu);
+    case 3:
+        return (s[0] & 0x0fu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
     default:
         return (s[0] & 0x07u) << 18 | (s[1] & 0x3fu) << 12 | (s[2] & 0x3fu) << 6 | (s[3] & 0x3fu);
     }
@@ -70,7 +76,7 @@ static int add_codepoint(struct buf *b, int32_t c, struct err *err)
     return tok_add(b, out, (size_t)utf8proc_encode_char(c, out), err);
 }
 
-/* --- Unicode normal forms --------------------------------------------------------------------- */
+/* --- Unicode normal forms ---------------------------------------------------------------- */
 static int ccc(int32_t c) { return utf8proc_get_property(c)->combining_class; }
 
 /* Stable sort of one run of marks by their class: by insertion when short, by counting when
@@ -128,27 +134,26 @@ static int decompose(const char *s, size_t len, utf8proc_option_t options, int32
     int32_t *c = malloc(cap * sizeof *c);
     if (c == NULL)
         return err_nomem(err);
-    int rc = ERR_OK, boundary = 0;
+    int boundary = 0;
     for (size_t i = 0; i < len;) {
         int size = tok_utf8(s + i, len - i);
-        utf8proc_ssize_t made = utf8proc_decompose_char((int32_t)tok_codepoint(s + i, size), c + n,
-                                                        (utf8proc_ssize_t)(cap - n), options,
-                                                        &boundary);
+        utf8proc_ssize_t made =
+            utf8proc_decompose_char((int32_t)tok_codepoint(s + i, size), c + n,
+                                    (utf8proc_ssize_t)(cap - n), options, &boundary);
         if (made >= 0 && (size_t)made <= cap - n) {
             n += (size_t)made;
             i += (size_t)size;
             continue;
         }
-        int32_t *bigger = cap > (size_t)TOK_MAX_WORK ? NULL : realloc(c, 2 * cap * sizeof *c);
-        if (made < 0 || bigger == NULL) {
-            rc = err_nomem(err);
-            break;
+        int32_t *bigger = made < 0 ? NULL : realloc(c, 2 * cap * sizeof *c);
+        if (bigger == NULL) {
+            free(c);
+            return err_nomem(err);
         }
         c = bigger;
         cap *= 2;
     }
-    if (rc == ERR_OK)
-        rc = order_marks(c, n, err);
+    int rc = order_marks(c, n, err);
     if (rc != ERR_OK) {
         free(c);
         return rc;
@@ -178,7 +183,7 @@ static int unicode_form(const struct tok_norm *st, const char *s, size_t len, st
     size_t n = 0;
     int options = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (st->compat ? UTF8PROC_COMPAT : 0);
     int rc = decompose(s, len, (utf8proc_option_t)options, &c, &n, err);
-    if (rc != ERR_OK)
+    if (rc != ERR_OK || c == NULL)
         return rc;
     if (st->compose)
         n = (size_t)utf8proc_normalize_utf32(c, (utf8proc_ssize_t)n,
@@ -189,7 +194,7 @@ static int unicode_form(const struct tok_norm *st, const char *s, size_t len, st
     return rc;
 }
 
-/* --- the other steps --------------------------------------------------------------------------- */
+/* --- the other steps --------------------------------------------------------------------- */
 static int lowercase(const char *s, size_t len, struct buf *out, struct err *err)
 {
     int rc = ERR_OK;
@@ -257,10 +262,14 @@ static int run_step(const struct tok_norm *st, const char *s, size_t len, struct
         if (len > 0)
             rc = tok_add(out, st->text, st->text_len, err);
         return rc == ERR_OK ? tok_add(out, s, len, err) : rc;
-    case NORM_REPLACE: return replace(st, s, len, out, mem, origin, err);
-    case NORM_UNICODE: return unicode_form(st, s, len, out, err);
-    case NORM_LOWERCASE: return lowercase(s, len, out, err);
-    case NORM_STRIP: return strip(st, s, len, out, origin, err);
+    case NORM_REPLACE:
+        return replace(st, s, len, out, mem, origin, err);
+    case NORM_UNICODE:
+        return unicode_form(st, s, len, out, err);
+    case NORM_LOWERCASE:
+        return lowercase(s, len, out, err);
+    case NORM_STRIP:
+        return strip(st, s, len, out, origin, err);
     case NORM_BYTES:
         for (size_t i = 0; rc == ERR_OK && i < len; i++) {
             char c[2];

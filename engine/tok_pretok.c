@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- GPT-2's alphabet ---------------------------------------------------------------------- */
+/* --- GPT-2's alphabet -------------------------------------------------------------------- */
 /* Printable Latin-1 stands for itself; the other bytes, in order, for U+0100 and on. */
 static bool stands_for_itself(int b)
 {
@@ -55,7 +55,7 @@ int tok_char_byte(const char *s, size_t len, size_t *used)
     return c == 0x20 + 0xa0 - 0x7e + 1 ? 0xad : -1;
 }
 
-/* --- spans ---------------------------------------------------------------------------------- */
+/* --- spans ------------------------------------------------------------------------------- */
 static int add_span(struct tok_spans *l, size_t at, size_t len, bool origin, struct err *err)
 {
     if (l->n == l->cap) {
@@ -73,11 +73,11 @@ static int add_span(struct tok_spans *l, size_t at, size_t len, bool origin, str
 /* Cutting one span [base, base+len) at the matches of a pattern. */
 struct cut {
     struct tok_spans *out;
-    size_t first;     /* where this span's pieces begin in out */
+    size_t first; /* where this span's pieces begin in out */
     size_t base;
     bool origin;
     enum tok_behavior behavior;
-    bool was_match;   /* the piece before was a match */
+    bool was_match; /* the piece before was a match */
     struct err *err;
 };
 
@@ -91,10 +91,17 @@ static int cut_piece(struct cut *k, size_t from, size_t to, bool match)
         if (match)
             return ERR_OK;
         break;
-    case ISOLATED: break;
-    case CONTIGUOUS: join = match == was; break;
-    case MERGED_WITH_PREVIOUS: join = match && !was; break;
-    case MERGED_WITH_NEXT: join = !match && was; break;
+    case ISOLATED:
+        break;
+    case CONTIGUOUS:
+        join = match == was;
+        break;
+    case MERGED_WITH_PREVIOUS:
+        join = match && !was;
+        break;
+    case MERGED_WITH_NEXT:
+        join = !match && was;
+        break;
     }
     if (join && k->out->n > k->first) {
         struct tok_span *last = &k->out->v[k->out->n - 1];
@@ -108,8 +115,9 @@ static int split_span(struct tok_call *c, const struct tok_pre *st, const char *
                       struct tok_span span, struct tok_spans *out)
 {
     struct cut k = { out, out->n, span.at, span.origin, st->behavior, false, c->err };
-    struct tok_scan scan = { .p = &st->pattern, .text = text + span.at, .len = span.len,
-                             .mem = &c->match };
+    struct tok_scan scan = {
+        .p = &st->pattern, .text = text + span.at, .len = span.len, .mem = &c->match
+    };
     size_t done = 0, start, end;
     int found, rc = ERR_OK;
     while (rc == ERR_OK && (found = tok_scan_next(&scan, &start, &end, c->err)) != 0) {
@@ -136,7 +144,7 @@ static void drop_empty(struct tok_spans *l)
     l->n = n;
 }
 
-/* --- steps ----------------------------------------------------------------------------------- */
+/* --- steps ------------------------------------------------------------------------------- */
 static void swap_spans(struct tok_call *c)
 {
     struct tok_spans was = c->spans;
@@ -157,8 +165,8 @@ static int split_all(struct tok_call *c, const struct tok_pre *st)
 
 /* Write every span anew with `write`, into the other buffer. */
 static int rewrite(struct tok_call *c, const struct tok_pre *st,
-                   int (*write)(struct buf *, const struct tok_pre *, const char *,
-                                struct tok_span, struct err *))
+                   int (*write)(struct buf *, const struct tok_pre *, const char *, struct tok_span,
+                                struct err *))
 {
     int rc = ERR_OK;
     c->spare.len = 0;

@@ -21,8 +21,8 @@
 enum {
     MAX_PATTERN = 64 << 10,
     MAX_DEPTH = 64,
-    WINDOW = 256,       /* starting places between two looks at the clock without a match, */
-    SEARCHES = 4096,    /* and searches between two looks with one */
+    WINDOW = 256,    /* starting places between two looks at the clock without a match, */
+    SEARCHES = 4096, /* and searches between two looks with one */
 };
 
 /* Oniguruma's \w; it counts Latin-1's superscripts and fractions in. */
@@ -38,31 +38,62 @@ struct tr {
 
 static int refuse(struct tr *t, const char *what)
 {
-    return err_set(t->err, ERR_INVALID, "tokenizer.json: pattern \"%.*s\": %s",
-                   (int)(t->end - t->s > 100 ? 100 : t->end - t->s), t->s, what);
+    return tok_bad(t->err, "pattern \"%.*s\": %s", (int)(t->end - t->s > 100 ? 100 : t->end - t->s),
+                   t->s, what);
 }
 
 /* Names of properties that are neither scripts nor two-letter categories. */
 static const char *property(const char *name)
 {
-    static const struct { const char *onig, *pcre; } names[] = {
-        { "any", "Any" }, { "alphabetic", "Alphabetic" }, { "uppercase", "Uppercase" },
-        { "lowercase", "Lowercase" }, { "whitespace", "White_Space" },
-        { "ideographic", "Ideographic" }, { "emoji", "Emoji" },
+    static const struct {
+        const char *onig, *pcre;
+    } names[] = {
+        { "any", "Any" },
+        { "alphabetic", "Alphabetic" },
+        { "uppercase", "Uppercase" },
+        { "lowercase", "Lowercase" },
+        { "whitespace", "White_Space" },
+        { "ideographic", "Ideographic" },
+        { "emoji", "Emoji" },
         { "emojipresentation", "Emoji_Presentation" },
         { "extendedpictographic", "Extended_Pictographic" },
-        { "letter", "L" }, { "uppercaseletter", "Lu" }, { "lowercaseletter", "Ll" },
-        { "titlecaseletter", "Lt" }, { "modifierletter", "Lm" }, { "otherletter", "Lo" },
-        { "mark", "M" }, { "combiningmark", "M" }, { "nonspacingmark", "Mn" },
-        { "spacingmark", "Mc" }, { "enclosingmark", "Me" }, { "number", "N" },
-        { "decimalnumber", "Nd" }, { "letternumber", "Nl" }, { "othernumber", "No" },
-        { "punctuation", "P" }, { "connectorpunctuation", "Pc" }, { "dashpunctuation", "Pd" },
-        { "openpunctuation", "Ps" }, { "closepunctuation", "Pe" }, { "initialpunctuation", "Pi" },
-        { "finalpunctuation", "Pf" }, { "otherpunctuation", "Po" }, { "symbol", "S" },
-        { "mathsymbol", "Sm" }, { "currencysymbol", "Sc" }, { "modifiersymbol", "Sk" },
-        { "othersymbol", "So" }, { "separator", "Z" }, { "spaceseparator", "Zs" },
-        { "lineseparator", "Zl" }, { "paragraphseparator", "Zp" }, { "other", "C" },
-        { "control", "Cc" }, { "format", "Cf" }, { "privateuse", "Co" }, { "unassigned", "Cn" },
+        { "letter", "L" },
+        { "uppercaseletter", "Lu" },
+        { "lowercaseletter", "Ll" },
+        { "titlecaseletter", "Lt" },
+        { "modifierletter", "Lm" },
+        { "otherletter", "Lo" },
+        { "mark", "M" },
+        { "combiningmark", "M" },
+        { "nonspacingmark", "Mn" },
+        { "spacingmark", "Mc" },
+        { "enclosingmark", "Me" },
+        { "number", "N" },
+        { "decimalnumber", "Nd" },
+        { "letternumber", "Nl" },
+        { "othernumber", "No" },
+        { "punctuation", "P" },
+        { "connectorpunctuation", "Pc" },
+        { "dashpunctuation", "Pd" },
+        { "openpunctuation", "Ps" },
+        { "closepunctuation", "Pe" },
+        { "initialpunctuation", "Pi" },
+        { "finalpunctuation", "Pf" },
+        { "otherpunctuation", "Po" },
+        { "symbol", "S" },
+        { "mathsymbol", "Sm" },
+        { "currencysymbol", "Sc" },
+        { "modifiersymbol", "Sk" },
+        { "othersymbol", "So" },
+        { "separator", "Z" },
+        { "spaceseparator", "Zs" },
+        { "lineseparator", "Zl" },
+        { "paragraphseparator", "Zp" },
+        { "other", "C" },
+        { "control", "Cc" },
+        { "format", "Cf" },
+        { "privateuse", "Co" },
+        { "unassigned", "Cn" },
     };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(name, names[i].onig) == 0)
@@ -85,7 +116,8 @@ static int translate_property(struct tr *t)
     char raw[64], name[64];
     size_t nraw = 0, n = 0;
     for (; p < t->end && *p != '}'; p++) {
-        if (nraw + 1 == sizeof raw || !(isalnum((unsigned char)*p) || *p == '_' || *p == ' ' || *p == '-'))
+        if (nraw + 1 == sizeof raw ||
+            !(isalnum((unsigned char)*p) || *p == '_' || *p == ' ' || *p == '-'))
             return refuse(t, "this property is not known");
         raw[nraw++] = *p;
         if (isalnum((unsigned char)*p))
@@ -102,7 +134,8 @@ static int translate_property(struct tr *t)
 
 static int hex_digit(char c)
 {
-    return isxdigit((unsigned char)c) ? isdigit((unsigned char)c) ? c - '0' : (c | 32) - 'a' + 10 : -1;
+    return isxdigit((unsigned char)c) ? isdigit((unsigned char)c) ? c - '0' : (c | 32) - 'a' + 10
+                                      : -1;
 }
 
 /* \uHHHH and \xHH: t->s is at the letter. */
@@ -135,7 +168,10 @@ static int translate_escape(struct tr *t, bool in_class)
 {
     if (t->s == t->end)
         return refuse(t, "it ends with a backslash");
-    static const struct { char letter; const char *outside, *inside; } plain[] = {
+    static const struct {
+        char letter;
+        const char *outside, *inside;
+    } plain[] = {
         { 's', "\\p{White_Space}", "\\p{White_Space}" },
         { 'S', "\\P{White_Space}", "\\P{White_Space}" },
         { 'w', "[" WORD "]", WORD },
@@ -147,9 +183,15 @@ static int translate_escape(struct tr *t, bool in_class)
         { 'v', "\\x{b}", "\\x{b}" },
         { 'b', "(?:(?<=[" WORD "])(?![" WORD "])|(?<![" WORD "])(?=[" WORD "]))", "\\x{8}" },
         { 'B', "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))", NULL },
-        { 'n', "\\n", "\\n" }, { 'r', "\\r", "\\r" }, { 't', "\\t", "\\t" },
-        { 'f', "\\f", "\\f" }, { 'a', "\\a", "\\a" }, { 'e', "\\e", "\\e" },
-        { 'A', "\\A", NULL }, { 'z', "\\z", NULL }, { 'Z', "\\Z", NULL },
+        { 'n', "\\n", "\\n" },
+        { 'r', "\\r", "\\r" },
+        { 't', "\\t", "\\t" },
+        { 'f', "\\f", "\\f" },
+        { 'a', "\\a", "\\a" },
+        { 'e', "\\e", "\\e" },
+        { 'A', "\\A", NULL },
+        { 'z', "\\z", NULL },
+        { 'Z', "\\Z", NULL },
     };
     char c = *t->s;
     if (c == 'p' || c == 'P')
@@ -307,11 +349,20 @@ static int translate(struct tr *t)
             t->s++;
             rc = translate_class(t);
             break;
-        case '(': rc = translate_open(t); break;
-        case ')': rc = translate_close(t); break;
-        case '{': rc = translate_brace(t); break;
-        case '\0': rc = refuse(t, "a NUL byte in a pattern"); break;
-        default: rc = buf_add(&t->out, t->s++, 1);
+        case '(':
+            rc = translate_open(t);
+            break;
+        case ')':
+            rc = translate_close(t);
+            break;
+        case '{':
+            rc = translate_brace(t);
+            break;
+        case '\0':
+            rc = refuse(t, "a NUL byte in a pattern");
+            break;
+        default:
+            rc = buf_add(&t->out, t->s++, 1);
         }
     }
     if (rc == ERR_OK && t->depth > 0)
@@ -321,7 +372,7 @@ static int translate(struct tr *t)
     return rc;
 }
 
-/* --- compiling ------------------------------------------------------------------------------ */
+/* --- compiling --------------------------------------------------------------------------- */
 static int compile(struct tok_pattern *p, const char *s, const char *shown, struct err *err)
 {
     int rc = ERR_OK, code = 0;
@@ -330,14 +381,14 @@ static int compile(struct tok_pattern *p, const char *s, const char *shown, stru
     if (ctx == NULL)
         return err_nomem(err);
     pcre2_set_newline(ctx, PCRE2_NEWLINE_LF);
-    const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C |
-                             PCRE2_USE_OFFSET_LIMIT;
+    const uint32_t options =
+        PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT;
     pcre2_code *re = pcre2_compile((PCRE2_SPTR)s, PCRE2_ZERO_TERMINATED, options, &code, &at, ctx);
     pcre2_compile_context_free(ctx);
     if (re == NULL) {
         char why[160];
         pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
-        rc = err_set(err, ERR_INVALID, "tokenizer.json: pattern \"%.100s\": %s", shown, why);
+        rc = tok_bad(err, "pattern \"%.100s\": %s", shown, why);
     } else {
         pcre2_jit_compile(re, PCRE2_JIT_COMPLETE); /* without it, merely slower */
         p->code = re;
@@ -353,8 +404,7 @@ int tok_pattern_pcre(struct tok_pattern *p, const char *s, struct err *err)
 int tok_pattern_onig(struct tok_pattern *p, const char *s, size_t len, struct err *err)
 {
     if (len > MAX_PATTERN)
-        return err_set(err, ERR_INVALID, "tokenizer.json: a pattern of %zu bytes, at most %d are read",
-                       len, MAX_PATTERN);
+        return tok_bad(err, "a pattern of %zu bytes, at most %d are read", len, MAX_PATTERN);
     struct tr t = { .s = s, .end = s + len, .err = err };
     buf_init(&t.out, 64 * MAX_PATTERN);
     int rc = translate(&t);
@@ -373,7 +423,7 @@ int tok_pattern_onig(struct tok_pattern *p, const char *s, size_t len, struct er
 int tok_pattern_literal(struct tok_pattern *p, const char *s, size_t len, struct err *err)
 {
     if (len == 0)
-        return err_set(err, ERR_INVALID, "tokenizer.json: a pattern is the empty string");
+        return tok_bad(err, "a pattern is the empty string");
     p->literal = malloc(len);
     if (p->literal == NULL)
         return err_nomem(err);
@@ -389,7 +439,7 @@ void tok_pattern_free(struct tok_pattern *p)
     *p = (struct tok_pattern){ 0 };
 }
 
-/* --- searching ------------------------------------------------------------------------------ */
+/* --- searching --------------------------------------------------------------------------- */
 struct tok_match {
     pcre2_match_data *data;
     pcre2_match_context *ctx;

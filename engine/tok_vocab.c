@@ -31,7 +31,7 @@ uint64_t tok_hash(const void *data, size_t len)
     return mix(h ^ w);
 }
 
-/* --- strings -------------------------------------------------------------------------------- */
+/* --- strings ----------------------------------------------------------------------------- */
 int tok_map_init(struct tok_map *m, size_t n, const struct tok_str *str, struct err *err)
 {
     size_t cap = 16;
@@ -70,7 +70,7 @@ int tok_map_get(const struct tok_map *m, const char *s, size_t len)
     return (int)*map_slot(m, s, len) - 1;
 }
 
-/* --- pairs ---------------------------------------------------------------------------------- */
+/* --- pairs ------------------------------------------------------------------------------- */
 int tok_pairs_init(struct tok_pairs *p, size_t n, struct err *err)
 {
     size_t cap = 16;
@@ -108,7 +108,7 @@ const struct tok_pair *tok_pairs_get(const struct tok_pairs *p, int a, int b)
     return slot->key != 0 ? slot : NULL;
 }
 
-/* --- added tokens ---------------------------------------------------------------------------- */
+/* --- added tokens ------------------------------------------------------------------------ */
 static int by_bytes(const void *a, const void *b)
 {
     const struct tok_needle *x = a, *y = b;
@@ -133,8 +133,7 @@ int tok_finder_init(struct tok_finder *f, const struct tok_added *added, size_t 
         if (a->normal != NULL)
             *e = (struct tok_needle){ a->normal, a->normal_len, (int)i };
         if (e->len == 0)
-            return err_set(err, ERR_INVALID,
-                           "tokenizer.json: nothing is left of added token \"%.*s\" after normalisation",
+            return tok_bad(err, "nothing is left of added token \"%.*s\" after normalisation",
                            (int)a->content.len, a->content.s);
         f->first[(unsigned char)e->s[0]] = true;
         f->n++;
@@ -142,8 +141,7 @@ int tok_finder_init(struct tok_finder *f, const struct tok_added *added, size_t 
     qsort(f->by, f->n, sizeof *f->by, by_bytes);
     for (size_t i = 1; i < f->n; i++)
         if (by_bytes(&f->by[i - 1], &f->by[i]) == 0)
-            return err_set(err, ERR_INVALID, "tokenizer.json: added token \"%.*s\" occurs twice",
-                           (int)f->by[i].len, f->by[i].s);
+            return tok_bad(err, "added token \"%.*s\" occurs twice", (int)f->by[i].len, f->by[i].s);
     return ERR_OK;
 }
 

@@ -67,7 +67,7 @@ bool tokenizer_is_special(const struct tokenizer *t, int id)
     return id >= 0 && id < t->size && (t->flags[id] & TOK_SPECIAL) != 0;
 }
 
-/* --- sections ------------------------------------------------------------------------------- */
+/* --- sections ---------------------------------------------------------------------------- */
 /* Where the white space that ends s[len] begins. */
 static size_t space_before(const char *s, size_t len)
 {
@@ -178,7 +178,7 @@ static int normalised(struct tok_call *c, const char *s, size_t len, bool origin
     return each_section(c, &c->t->normal, c->normal.data, c->normal.len, origin, words);
 }
 
-/* --- the whole ------------------------------------------------------------------------------- */
+/* --- the whole --------------------------------------------------------------------------- */
 /* Step 1: *s and *len are left alone if all is well, else they point into `fixed`. */
 static int fix_utf8(const char **s, size_t *len, struct buf *fixed, struct err *err)
 {
@@ -245,8 +245,11 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bo
         return err_set(err, ERR_TOO_LARGE, "a text of %zu bytes, at most %d are tokenized at once",
                        len, TOK_MAX_TEXT);
     struct err own = { 0 };
-    struct tok_call c = { .t = t, .err = err != NULL ? err : &own, .parse_special = parse_special,
-                          .out = ret, .limit = SIZE_MAX };
+    struct tok_call c = { .t = t,
+                          .err = err != NULL ? err : &own,
+                          .parse_special = parse_special,
+                          .out = ret,
+                          .limit = SIZE_MAX };
     const size_t before = ret->n;
     if (max > 0)
         c.limit = before + max;

@@ -20,22 +20,22 @@
 #include <jansson.h>
 
 enum {
-    TOK_MAX_ID = (1 << 21) - 1,   /* eight times the largest vocabulary in use */
-    TOK_MAX_STEPS = 64,           /* steps of a normaliser, pre-tokenizer or decoder */
-    TOK_MAX_TEMPLATE = 256,       /* ids that a template may add */
-    TOK_MAX_TEXT = 256 << 20,     /* bytes in one call */
-    TOK_MAX_WORK = 1 << 30,       /* bytes that a normaliser may make of it */
+    TOK_MAX_ID = (1 << 21) - 1, /* eight times the largest vocabulary in use */
+    TOK_MAX_STEPS = 64,         /* steps of a normaliser, pre-tokenizer or decoder */
+    TOK_MAX_TEMPLATE = 256,     /* ids that a template may add */
+    TOK_MAX_TEXT = 256 << 20,   /* bytes in one call */
+    TOK_MAX_WORK = 1 << 30,     /* bytes that a normaliser may make of it */
 };
 
 /* Rust's \w, in PCRE2's words: the reference's own patterns use it. */
 #define TOK_WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}"
 
-/* --- patterns (tok_regex.c) ------------------------------------------------------------- */
+/* --- patterns (tok_regex.c) -------------------------------------------------------------- */
 /* A literal string, or a compiled regular expression. */
 struct tok_pattern {
     char *literal; /* [len] or NULL */
     size_t len;
-    void *code;    /* pcre2_code, or NULL */
+    void *code; /* pcre2_code, or NULL */
 };
 int tok_pattern_literal(struct tok_pattern *p, const char *s, size_t len, struct err *err);
 /* An Oniguruma pattern from a file: translated, or refused by name. */
@@ -66,8 +66,8 @@ struct tok_norm {
     struct tok_pattern pattern; /* REPLACE */
     char *text;                 /* PREPEND, REPLACE: what to insert */
     size_t text_len;
-    bool compose, compat;       /* UNICODE: NFC, NFKC, NFD, NFKD */
-    bool left, right;           /* STRIP */
+    bool compose, compat; /* UNICODE: NFC, NFKC, NFD, NFKD */
+    bool left, right;     /* STRIP */
 };
 
 enum tok_behavior { REMOVED, ISOLATED, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT, CONTIGUOUS };
@@ -81,10 +81,10 @@ struct tok_pre {
     bool has_pattern;
     enum tok_behavior behavior;
     bool invert;
-    bool prefix_space;         /* BYTES */
-    char *replacement;         /* METASPACE */
+    bool prefix_space; /* BYTES */
+    char *replacement; /* METASPACE */
     size_t replacement_len;
-    enum tok_prepend prepend;  /* METASPACE */
+    enum tok_prepend prepend; /* METASPACE */
 };
 
 struct tok_decoder {
@@ -92,11 +92,11 @@ struct tok_decoder {
     struct tok_pattern pattern; /* REPLACE */
     char *text;                 /* REPLACE: content; STRIP, METASPACE: the character */
     size_t text_len;
-    size_t start, stop;         /* STRIP */
-    bool drop_first;            /* METASPACE: the first token loses its replacement characters */
+    size_t start, stop; /* STRIP */
+    bool drop_first;    /* METASPACE: the first token loses its replacement characters */
 };
 
-/* --- tables (tok_vocab.c) ----------------------------------------------------------------- */
+/* --- tables (tok_vocab.c) ---------------------------------------------------------------- */
 struct tok_str {
     const char *s; /* NULL: a hole */
     uint32_t len;
@@ -115,7 +115,11 @@ int tok_map_get(const struct tok_map *m, const char *s, size_t len); /* -1: none
 
 /* Pair of ids -> value. */
 struct tok_pairs {
-    struct tok_pair { uint64_t key; uint32_t rank; int32_t id; } *slot; /* key 0 is free */
+    struct tok_pair {
+        uint64_t key;
+        uint32_t rank;
+        int32_t id;
+    } * slot; /* key 0 is free */
     uint64_t mask;
 };
 int tok_pairs_init(struct tok_pairs *p, size_t n, struct err *err);
@@ -125,8 +129,8 @@ const struct tok_pair *tok_pairs_get(const struct tok_pairs *p, int a, int b);
 
 struct tok_added {
     struct tok_str content;
-    char *normal;        /* what is searched in normalised text and handed to the decoder; NULL:
-                            the content itself */
+    char *normal; /* what is searched in normalised text and handed to the decoder; NULL:
+                     the content itself */
     size_t normal_len;
     int id;
     bool special, normalized, lstrip, rstrip, single_word;
@@ -134,7 +138,11 @@ struct tok_added {
 
 /* Finds the longest token that starts at the leftmost place. */
 struct tok_finder {
-    struct tok_needle { const char *s; size_t len; int which; } *by; /* sorted by bytes */
+    struct tok_needle {
+        const char *s;
+        size_t len;
+        int which;
+    } * by; /* sorted by bytes */
     size_t n;
     bool first[256]; /* bytes that a token can start with */
 };
@@ -146,14 +154,14 @@ int tok_finder_next(const struct tok_finder *f, const char *s, size_t len, size_
 
 uint64_t tok_hash(const void *data, size_t len);
 
-/* --- the tokenizer ------------------------------------------------------------------------ */
+/* --- the tokenizer ----------------------------------------------------------------------- */
 enum { TOK_SPECIAL = 1, TOK_ADDED = 2 }; /* flags[] */
 
 struct tokenizer {
     int size;
-    struct tok_str *str;   /* [size] as in the file */
-    uint8_t *flags;        /* [size] */
-    char *arena;           /* the strings */
+    struct tok_str *str; /* [size] as in the file */
+    uint8_t *flags;      /* [size] */
+    char *arena;         /* the strings */
 
     size_t nadded;
     struct tok_added *added;
@@ -169,16 +177,16 @@ struct tokenizer {
     int32_t *prefix, *suffix;
 
     /* BPE */
-    struct tok_map vocab;    /* the model's own tokens, without the added ones */
+    struct tok_map vocab; /* the model's own tokens, without the added ones */
     struct tok_pairs merges;
     bool has_unk, fuse_unk, byte_fallback, ignore_merges;
-    bool raw_bytes;          /* the last pre-tokenizer is ByteLevel: words are bytes, see bytes[] */
-    bool shrinks;            /* a text may give fewer ids than its length promises */
-    int unk;                 /* -1: named in the file but not in the vocabulary */
-    int bytes[256];          /* raw_bytes: id of the byte's character; else: id of <0xXX>; -1: none */
-    int ascii[128];          /* id of each character, for text that is not raw bytes */
-    size_t max_token;        /* bytes of the longest token of the model */
-    struct tok_pairs cross;  /* pairs of neighbouring characters that some merge joins */
+    bool raw_bytes;         /* the last pre-tokenizer is ByteLevel: words are bytes, see bytes[] */
+    bool shrinks;           /* a text may give fewer ids than its length promises */
+    int unk;                /* -1: named in the file but not in the vocabulary */
+    int bytes[256];         /* raw_bytes: id of the byte's character; else of <0xXX>; -1: none */
+    int ascii[128];         /* id of each character, for text that is not raw bytes */
+    size_t max_token;       /* bytes of the longest token of the model */
+    struct tok_pairs cross; /* pairs of neighbouring characters that some merge joins */
     uint8_t cross_small[256][32]; /* the same as bits for raw bytes, or ASCII */
 };
 
@@ -202,9 +210,9 @@ struct tok_todo {
 };
 enum { TOK_CACHED = 40 }; /* longest word that is remembered, in bytes */
 struct tok_cached {
-    size_t at;      /* in the output: a word met again has its ids there already */
+    size_t at; /* in the output: a word met again has its ids there already */
     uint32_t n;
-    uint8_t len;    /* 0: free */
+    uint8_t len; /* 0: free */
     char word[TOK_CACHED];
 };
 
@@ -213,10 +221,10 @@ struct tok_call {
     struct err *err;
     bool parse_special;
     struct tok_ids *out;
-    size_t limit;            /* out->n may not pass it */
+    size_t limit; /* out->n may not pass it */
     struct tok_match *match;
-    struct buf normal;       /* a section of the input after normalisation */
-    struct buf text, spare;  /* what the pre-tokenizer works on, and a second one */
+    struct buf normal;      /* a section of the input after normalisation */
+    struct buf text, spare; /* what the pre-tokenizer works on, and a second one */
     struct tok_spans spans, spans2;
     struct tok_cached *cache;
     size_t cache_mask;
@@ -243,10 +251,13 @@ int tok_bpe(struct tok_call *c, const char *s, size_t len);
 /* What tok_bpe() needs besides merges: bytes[], ascii[], cross. */
 int tok_bpe_prepare(struct tokenizer *t, struct err *err);
 
-/* --- reading tokenizer.json ------------------------------------------------------------------ */
-/* ERR_INVALID unless the object has no other keys than these (ended by NULL).  `where` is what to
- * call it. */
-int tok_only(const json_t *o, const char *where, struct err *err, ...);
+/* --- reading tokenizer.json -------------------------------------------------------------- */
+/* The file is refused: ERR_INVALID with a sentence (a format and its values). */
+#define tok_bad(err, ...) err_set(err, ERR_INVALID, "tokenizer.json: " __VA_ARGS__)
+
+/* ERR_INVALID if the object has other keys than these (a list with spaces between).  `where` is
+ * what to call it. */
+int tok_only(const json_t *o, const char *where, const char *keys, struct err *err);
 /* Members: the default if absent or null, ERR_INVALID if of another type. */
 int tok_get_bool(const json_t *o, const char *where, const char *key, bool def, bool *ret,
                  struct err *err);
@@ -258,9 +269,9 @@ int tok_read_normalizer(struct tokenizer *t, const json_t *o, struct err *err);
 int tok_read_pre_tokenizer(struct tokenizer *t, const json_t *o, struct err *err);
 int tok_read_decoder(struct tokenizer *t, const json_t *o, struct err *err);
 
-/* --- bytes and characters ------------------------------------------------------------------ */
+/* --- bytes and characters ---------------------------------------------------------------- */
 /* GPT-2's alphabet: every byte is written as one printable character. */
-int tok_byte_char(uint8_t byte, char ret[2]);    /* returns its length */
+int tok_byte_char(uint8_t byte, char ret[2]);               /* returns its length */
 int tok_char_byte(const char *s, size_t len, size_t *used); /* -1: not of the alphabet */
 
 /* Length of the UTF-8 character at s, or, if there is none, minus the length of the longest

@@ -49,8 +49,8 @@ static int load(const struct opts *o, struct tokenizer **ret, struct err *err)
     if (rc != ERR_OK)
         return rc;
     const char *json = st_meta(f, "lorad.tokenizer");
-    rc = json == NULL ? err_set(err, ERR_INVALID, "%s: there is no tokenizer in it; is it a base file?",
-                                path)
+    rc = json == NULL ? err_set(err, ERR_INVALID,
+                                "%s: there is no tokenizer in it; is it a base file?", path)
                       : tokenizer_load(json, strlen(json), ret, err);
     st_close(f);
     return rc;
@@ -147,14 +147,16 @@ static int parse_list(const char *s, size_t len, struct tok_ids *ret, struct err
 static int parse_object(const char *s, size_t len, struct tok_ids *ret, struct err *err)
 {
     json_error_t why;
-    json_t *o = json_loadb(s, len, 0, &why);
+    json_t *o = json_loadb(s, len, JSON_ALLOW_NUL, &why);
     const json_t *ids = json_object_get(o, "ids");
     int rc = ERR_OK;
     if (!json_is_array(ids))
         rc = err_set(err, ERR_INVALID, "the ids are neither a list nor an object with \"ids\"");
     ret->ids = malloc((json_array_size(ids) + 1) * sizeof *ret->ids);
-    if (rc == ERR_OK && ret->ids == NULL)
-        rc = err_nomem(err);
+    if (ret->ids == NULL) {
+        json_decref(o);
+        return err_nomem(err);
+    }
     for (size_t i = 0; rc == ERR_OK && i < json_array_size(ids); i++) {
         const json_t *v = json_array_get(ids, i);
         if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > INT32_MAX)
@@ -173,8 +175,8 @@ static int decode(const struct opts *o, const struct tokenizer *t, const char *t
     struct buf out;
     buf_init(&out, MAX_FILE);
     size_t blank = strspn(text, " \t\r\n");
-    int rc = text[blank] == '{' ? parse_object(text, len, &ids, err)
-                                : parse_list(text, len, &ids, err);
+    int rc =
+        text[blank] == '{' ? parse_object(text, len, &ids, err) : parse_list(text, len, &ids, err);
     if (rc == ERR_OK)
         rc = tokenizer_decode(t, ids.ids, ids.n, opt_flag(o, "no-special"), &out, err);
     if (rc == ERR_OK && fwrite(out.data != NULL ? out.data : "", 1, out.len, stdout) != out.len)
@@ -189,8 +191,8 @@ static int decode(const struct opts *o, const struct tokenizer *t, const char *t
 int cmd_tokenize(int argc, char **argv)
 {
     int code;
-    struct opts *o = opts_parse(argc, argv, options, "tokenize --base FILE [options] [TEXT|-]", about,
-                                0, 1, &code);
+    struct opts *o = opts_parse(argc, argv, options, "tokenize --base FILE [options] [TEXT|-]",
+                                about, 0, 1, &code);
     if (o == NULL)
         return code;
     if (opt_str(o, "base") == NULL && opt_str(o, "tokenizer") == NULL) {

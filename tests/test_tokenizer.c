@@ -540,7 +540,8 @@ static void threads_share_a_tokenizer(void **state)
 }
 
 /* --- hostile files ----------------------------------------------------------------------------- */
-#define MODEL(rest) "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]" rest "}"
+#define MODEL(rest)                                                                               \
+    "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]" rest "}"
 #define WITH(rest) "{" MODEL("") "," rest "}"
 
 static void a_bad_file_is_refused_with_a_sentence(void **state)
