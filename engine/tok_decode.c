@@ -341,7 +341,7 @@ int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bo
 {
     struct tok_stream *s = NULL;
     int rc = tok_stream_open(t, skip_special, false, &s, err);
-    if (rc != ERR_OK)
+    if (rc != ERR_OK || s == NULL)
         return rc;
     const size_t before = ret->len;
     for (size_t i = 0; rc == ERR_OK && i < n; i++) {
@@ -382,7 +382,7 @@ int tokenizer_piece(const struct tokenizer *t, int id, struct buf *ret)
     }
     struct tok_stream *s = NULL;
     int rc = tok_stream_open(t, false, true, &s, NULL);
-    if (rc != ERR_OK)
+    if (rc != ERR_OK || s == NULL)
         return rc;
     rc = tok_stream_add(s, id, ret);
     if (rc == ERR_OK)
