@@ -5,6 +5,7 @@ import os
 from harness import *
 
 N = 100 if SANITIZED else 1000
+MEMORY = 80 << 20  # base, workspace, KV, adapters: everything
 
 
 def metric(server, name):
@@ -26,7 +27,8 @@ with Folder() as root:
     one = os.path.join(root, "one")
     random_adapter(one, shape, 0, rank=16)
     size = os.path.getsize(os.path.join(one, "adapter_model.safetensors"))
-    with Server(base, db, "--adapter-cache", 10 * size + 65536, "--kv", "8M") as server:
+    with Server(base, db, "--adapter-cache", 10 * size + 65536, "--kv", "8M",
+                "--memory", MEMORY) as server:
         ask(server, "thebase")
         bad = []
         for i in range(N):
@@ -56,5 +58,6 @@ with Folder() as root:
         check(0 < resident <= 10 * size + 65536, f"the cache holds {resident:.0f} bytes, its budget is {10 * size + 65536}")
         grown = server.rss() - before
         check(grown < 10 * size + (64 << 20), f"memory grew by {grown >> 20} MiB while {N * size >> 20} MiB of adapters passed through")
+        check(SANITIZED or server.rss() < MEMORY, f"{server.rss() >> 20} MiB are resident, the whole budget is {MEMORY >> 20} MiB")
         check(server.stop() == 0, "the server ends cleanly")
 done()
