@@ -1,6 +1,7 @@
 /* api.c - read this first: every endpoint the server has, and how a request finds its handler. */
 #include "api/api_int.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -75,14 +76,13 @@ static bool same_method(const char *route, const char *asked)
 static int no_route(const struct api_req *req, struct api_resp *resp, struct err *err)
 {
     char allow[64] = "", arg[API_ARG_MAX + 1];
-    for (int i = 0; i < NROUTES; i++) {
+    size_t n = 0;
+    for (int i = 0; i < NROUTES && n < sizeof allow; i++) {
         if (!match(routes[i].path, req->path, arg) || strstr(allow, routes[i].method) != NULL)
             continue;
-        if (allow[0] != '\0')
-            strcat(allow, ", ");
-        strcat(allow, routes[i].method);
-        if (strcmp(routes[i].method, "GET") == 0)
-            strcat(allow, ", HEAD");
+        const char *method = routes[i].method;
+        n += (size_t)snprintf(allow + n, sizeof allow - n, "%s%s%s", n ? ", " : "", method,
+                              strcmp(method, "GET") == 0 ? ", HEAD" : "");
     }
     if (allow[0] == '\0')
         return err_set(err, ERR_NOT_FOUND, "there is nothing at %.200s; GET /v1/models lists what "

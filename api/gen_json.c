@@ -27,7 +27,7 @@ static json_t *chat_token(const struct api_call *call, int32_t id, float logprob
     buf_init(&b, 1 << 16);
     tokenizer_piece(call->api->o.tokenizer, id, &b);
     json_t *bytes = json_array();
-    for (size_t i = 0; i < b.len; i++)
+    for (size_t i = 0; b.data != NULL && i < b.len; i++)
         json_array_append_new(bytes, json_integer((unsigned char)b.data[i]));
     json_t *j = json_pack("{s:o, s:f, s:o}", "token", json_text(b.data ? b.data : "", b.len),
                           "logprob", (double)logprob, "bytes", bytes);
@@ -54,7 +54,7 @@ static void token_name(const struct api_call *call, int32_t id, struct buf *ret)
         struct buf hex;
         buf_init(&hex, SIZE_MAX);
         buf_puts(&hex, "bytes:");
-        for (size_t i = 0; i < ret->len; i++)
+        for (size_t i = 0; ret->data != NULL && i < ret->len; i++)
             buf_printf(&hex, "\\x%02x", (unsigned char)ret->data[i]);
         buf_free(ret);
         *ret = hex;

@@ -58,8 +58,10 @@ static int make_call(struct api_ctx *c, const struct gen_params *p, size_t nprom
                      struct api_call **ret, struct err *err)
 {
     struct api_call *call = calloc(1, sizeof *call);
-    if (call == NULL)
-        return err_nomem(err);
+    if (call == NULL) {
+        err_nomem(err);
+        return ERR_NOMEM;
+    }
     call->choices = calloc(nprompts * (size_t)p->n, sizeof *call->choices);
     uint64_t id = 0;
     call->seed = p->sample.seed;
@@ -148,7 +150,7 @@ int gen_start(struct api_ctx *c, const struct gen_params *p, struct gen_target *
 {
     struct api_call *call = NULL;
     int rc = make_call(c, p, nprompts, &call, err);
-    if (rc != ERR_OK) {
+    if (rc != ERR_OK || call == NULL) {
         gen_prompts_free(prompts, nprompts);
         return rc;
     }

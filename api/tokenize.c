@@ -14,7 +14,7 @@ static json_t *piece_json(const struct tokenizer *t, int32_t id)
     json_t *j = json_stringn(b.data ? b.data : "", b.len);
     if (j == NULL) {
         j = json_array();
-        for (size_t i = 0; i < b.len; i++)
+        for (size_t i = 0; b.data != NULL && i < b.len; i++)
             json_array_append_new(j, json_integer((unsigned char)b.data[i]));
     }
     buf_free(&b);

@@ -125,9 +125,11 @@ static int sort_parts(const struct api_req *req, const struct api_part *part[P_C
         "-F name=NAME", "-F config=@adapter_config.json", "-F weights=@adapter_model.safetensors"
     };
     for (int k = 0; k < P_ACTIVATE; k++)
-        if (part[k] == NULL)
-            return err_set_slug(err, ERR_INVALID, NULL, part_names[k],
-                                "the form has no part `%s` (curl %s)", part_names[k], how[k]);
+        if (part[k] == NULL) {
+            err_set_slug(err, ERR_INVALID, NULL, part_names[k],
+                         "the form has no part `%s` (curl %s)", part_names[k], how[k]);
+            return ERR_INVALID;
+        }
     return ERR_OK;
 }
 
@@ -138,7 +140,7 @@ int adapters_create(struct api_ctx *c, struct err *err)
     int rc = sort_parts(c->req, part, err);
     if (rc == ERR_OK)
         rc = parse_activate(part[P_ACTIVATE] ? part[P_ACTIVATE]->value : NULL, &u.activate, err);
-    if (rc != ERR_OK)
+    if (rc != ERR_OK || part[P_NAME] == NULL || part[P_CONFIG] == NULL || part[P_WEIGHTS] == NULL)
         return rc;
     if (strlen(part[P_NAME]->value) != part[P_NAME]->len)
         return err_set_slug(err, ERR_INVALID, NULL, "name", "`name` must not contain NUL");

@@ -19,7 +19,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -419,49 +418,6 @@ static void no_log(void *ud, const char *fmt, va_list ap)
 }
 
 /* --- start and stop --------------------------------------------------------------------------------- */
-
-int http_listen(const char *host, int port, int *ret_fd, int *ret_port, bool *ret_loopback,
-                struct err *err)
-{
-    struct addrinfo want = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
-                             .ai_flags = AI_PASSIVE | AI_NUMERICSERV }, *list = NULL;
-    char service[16];
-    snprintf(service, sizeof service, "%d", port);
-    const int r = getaddrinfo(host, service, &want, &list);
-    if (r != 0)
-        return err_set(err, ERR_INVALID, "--host %s: %s", host, gai_strerror(r));
-    int fd = -1, why = 0;
-    for (const struct addrinfo *a = list; a != NULL && fd < 0; a = a->ai_next) {
-        const int one = 1;
-        fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        if (fd >= 0)
-            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-        if (fd < 0 || bind(fd, a->ai_addr, a->ai_addrlen) != 0 || listen(fd, 512) != 0) {
-            why = errno;
-            if (fd >= 0)
-                close(fd);
-            fd = -1;
-        }
-    }
-    freeaddrinfo(list);
-    if (fd < 0)
-        return err_set(err, ERR_IO, "cannot listen on %s port %d: %s", host, port, strerror(why));
-
-    struct sockaddr_storage at = { 0 };
-    socklen_t n = sizeof at;
-    getsockname(fd, (struct sockaddr *)&at, &n);
-    if (at.ss_family == AF_INET6) {
-        const struct sockaddr_in6 *s = (const void *)&at;
-        *ret_loopback = IN6_IS_ADDR_LOOPBACK(&s->sin6_addr);
-        *ret_port = ntohs(s->sin6_port);
-    } else {
-        const struct sockaddr_in *s = (const void *)&at;
-        *ret_loopback = ntohl(s->sin_addr.s_addr) >> 24 == 127;
-        *ret_port = ntohs(s->sin_port);
-    }
-    *ret_fd = fd;
-    return ERR_OK;
-}
 
 static void set_defaults(struct http_opts *o)
 {

@@ -14,6 +14,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+enum { PATIENCE_MS = 120000 }; /* sanitizers make the engine slow */
+
 struct fixture {
     struct serve *s;
     struct http *h;
@@ -91,14 +93,14 @@ static void send_post(int fd, const char *path, const char *body)
     assert_true(send_text(fd, body));
 }
 
-/* Bytes until `until` was seen, the server closes, or 20 s. */
+/* Bytes until `until` was seen, the server closes, or PATIENCE_MS. */
 static void read_until(int fd, const char *until, struct buf *b)
 {
     char piece[4096];
     while (until == NULL || b->data == NULL || strstr(b->data, until) == NULL) {
         struct pollfd p = { .fd = fd, .events = POLLIN };
-        if (poll(&p, 1, 20000) <= 0)
-            fail_msg("the server said nothing for 20 s; so far: %s", b->data ? b->data : "");
+        if (poll(&p, 1, PATIENCE_MS) <= 0)
+            fail_msg("the server said nothing; so far: %s", b->data ? b->data : "");
         const ssize_t n = recv(fd, piece, sizeof piece, 0);
         if (n <= 0)
             return;
@@ -116,8 +118,8 @@ static int read_answer(int fd, struct buf *b)
     char c;
     while (b->data == NULL || strstr(b->data, "\r\n\r\n") == NULL) {
         struct pollfd p = { .fd = fd, .events = POLLIN };
-        if (poll(&p, 1, 20000) <= 0)
-            fail_msg("no answer for 20 s");
+        if (poll(&p, 1, PATIENCE_MS) <= 0)
+            fail_msg("no answer");
         if (recv(fd, &c, 1, 0) != 1)
             return 0;
         buf_add(b, &c, 1);
@@ -140,7 +142,7 @@ static int ask(int fd, const char *path, const char *body, struct buf *b)
 /* Until the engine has nothing left to do. */
 static bool engine_idle(const struct fixture *f)
 {
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < PATIENCE_MS / 10; i++) {
         struct sched_stats st;
         sched_stats(f->s->sched, &st);
         if (st.running == 0 && st.waiting == 0)
@@ -589,7 +591,7 @@ static void a_reader_that_stops_is_cut_off_and_its_sequences_freed(void **state)
     send_post(fd, "/v1/completions", LONG ",\"stream\":true,\"logprobs\":20}");
     wait_running(&f);
     struct http_stats st;
-    for (int i = 0; i < 2000; i++) { /* never reads */
+    for (int i = 0; i < PATIENCE_MS / 10; i++) { /* never reads */
         usleep(10000);
         http_stats(f.h, &st);
         if (st.connections == 0)
