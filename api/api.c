@@ -158,6 +158,7 @@ bool api_dispatch(struct api *a, struct api_db *db, const struct api_plan *plan,
     struct api_ctx c = { .api = a, .st = db->st, .plan = plan, .req = req,
                          .wake = wake, .wake_ud = wake_ud, .resp = ret };
     struct err err = { 0 };
+    store_actor(db->st, plan->key_id); /* the connection served somebody else before */
     if (plan->route->run(&c, &err) != ERR_OK) {
         api_resp_error(ret, &err);
         return true;

@@ -36,10 +36,11 @@ ask() {
 }
 
 serve() { # options...: starts on any free port; sets pid and url
+    rm -f log # the new one appears when the child runs, and an old one would show an old port
     "$lorad" serve --base demo.base --db a.db --port 0 --memory 512M --threads 1 --access-log "$@" 2>log &
     pid=$!
     i=0
-    while ! grep -q listening log; do
+    while ! grep -qs listening log; do
         i=$((i + 1))
         if [ $i -gt 200 ] || ! kill -0 $pid 2>/dev/null; then
             echo "FAILED: lorad serve did not start:"
@@ -154,11 +155,16 @@ want 200 '"text"' -m 10 "$url/v1/completions" -d '{"prompt":"a","max_tokens":1}'
 "$lorad" tenant add acme --db a.db >/dev/null && "$lorad" tenant add umbrella --db a.db >/dev/null
 acme=$("$lorad" key create --tenant acme --db a.db 2>/dev/null | grep -o 'lorad_[A-Za-z0-9_-]*' | head -1)
 umbrella=$("$lorad" key create --tenant umbrella --db a.db 2>/dev/null | grep -o 'lorad_[A-Za-z0-9_-]*' | head -1)
+operator=$("$lorad" key create --db a.db 2>/dev/null)
 want 401 'needs a key' "$url/v1/models"
 want 401 'invalid_api_key' -H 'Authorization: Bearer lorad_wrong' "$url/v1/models"
 want 200 '"ok"' "$url/health"
 want 201 '"tenant":"acme"' -H "Authorization: Bearer $acme" -T w.tar "$url/v1/adapters/secret"
 want 200 '"id":"secret"' -H "x-api-key: $acme" "$url/v1/models"
+audited=$(python3 -c 'import sqlite3; print(*sqlite3.connect("a.db").execute(
+    "SELECT a.key_id = k.id FROM audit a JOIN access_key k USING (tenant_id) WHERE k.prefix = ?1 AND action = ?2",
+    ("'"$(echo "$acme" | cut -c 1-12)"'", "adapter.put")))')
+[ "$audited" = "(1,)" ] && ok || bad "the audit table does not name acme's key: $audited"
 want 200 '"text"' -H "Authorization: Bearer $acme" "$url/v1/completions" -d '{"model":"acme/secret","prompt":"a"}'
 for path in models/secret adapters/secret adapters/secret/download models/acme/secret models/whitman; do
     want 404 'model_not_found' -H "Authorization: Bearer $umbrella" "$url/v1/$path"
@@ -175,7 +181,10 @@ grep -q 'POST /v1/completions 200' log && ok || bad "no line of the access log f
 curl -s -o last "$url/v1/completions" -H "Authorization: Bearer $acme" \
     -d '{"prompt":"a","n":8,"max_tokens":400,"ignore_eos":true}' &
 client=$!
-sleep 0.15
+while kill -0 $client && ! curl -s -H "Authorization: Bearer $operator" "$url/metrics" |
+    grep -q '^vllm:num_requests_running [1-9]'; do
+    sleep 0.05
+done
 stop
 wait $client
 [ "$(python3 -c 'import json; print(json.load(open("last"))["usage"]["completion_tokens"])' 2>&1)" = 3200 ] &&
