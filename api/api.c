@@ -35,6 +35,7 @@ static const struct api_route {
     { "POST",   "/v1/adapters",                   KEY,    API_BODY_FORM,  ADAPTER, adapters_create },
     { "GET",    "/v1/adapters/{ref}/versions",    KEY,    API_BODY_NONE,  NOTHING, adapters_versions },
     { "GET",    "/v1/adapters/{ref}/download",    KEY,    API_BODY_NONE,  NOTHING, adapters_download },
+    { "GET",    "/v1/adapters/{ref}/diff",        KEY,    API_BODY_NONE,  NOTHING, adapters_diff },
     { "POST",   "/v1/adapters/{ref}/promote",     KEY,    API_BODY_JSON,  JSON,    adapters_promote },
     { "GET",    "/v1/adapters/{ref}",             KEY,    API_BODY_NONE,  NOTHING, adapters_show },
     { "PUT",    "/v1/adapters/{ref}",             KEY,    API_BODY_SPOOL, ADAPTER, adapters_put },

@@ -116,6 +116,7 @@ int adapters_list(struct api_ctx *c, struct err *err);
 int adapters_show(struct api_ctx *c, struct err *err);
 int adapters_versions(struct api_ctx *c, struct err *err);
 int adapters_download(struct api_ctx *c, struct err *err);
+int adapters_diff(struct api_ctx *c, struct err *err);
 int adapters_promote(struct api_ctx *c, struct err *err);
 int adapters_delete(struct api_ctx *c, struct err *err);
 

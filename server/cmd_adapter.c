@@ -3,8 +3,9 @@
  * Works on the file, beside a running server too: SQLite keeps them apart and the server notices
  * within a second. */
 #include "server/cmd.h"
-#include "server/cmd_db.h"
+#include "server/cmd_adapter.h"
 
+#include "engine/delta.h"
 #include "engine/safetensors.h"
 
 #include <errno.h>
@@ -17,8 +18,6 @@
 #include <unistd.h>
 
 enum { CONFIG_MAX = 16 << 20 };
-
-#define OPT_TENANT { "tenant", 0, "NAME", "default", "whose adapter", false }
 
 static const struct opt db_options[] = { OPT_DB, OPT_TENANT, { .name = NULL } };
 static const struct opt show_options[] = { OPT_DB, OPT_TENANT, OPT_JSON, { .name = NULL } };
@@ -120,25 +119,6 @@ static int print_versions(const struct store_version *v, size_t n, bool json)
 }
 
 /* --- add ----------------------------------------------------------------------------------- */
-/* What an adapter is checked against; the weights stay unread. */
-static int read_base(const char *path, struct arch *ret_arch, char ret_hash[65], struct err *err)
-{
-    struct st_file *f;
-    int rc = st_open(path, &f, err);
-    if (rc != ERR_OK)
-        return rc;
-    const char *arch = st_meta(f, "lorad.arch"), *hash = st_meta(f, "lorad.hash");
-    uint8_t bytes[32];
-    if (arch == NULL || hash == NULL || !hex32_parse(hash, bytes))
-        rc = err_set(err, ERR_INVALID, "%s is not a base file made by lorad import", path);
-    else
-        rc = arch_from_json(arch, ret_arch, err);
-    if (rc == ERR_OK)
-        hex32(bytes, ret_hash);
-    st_close(f);
-    return rc;
-}
-
 /* From --config and --weights; the caller closes *ret_file after the adapter is freed. */
 static int read_two_files(const struct arch *arch, const char *config, const char *weights,
                           struct adapter_src **ret, struct st_file **ret_file, struct err *err)
@@ -179,7 +159,7 @@ static int add(struct job *j)
     struct st_file *file = NULL;
     struct arch arch;
     char base_hash[65];
-    int rc = read_base(opt_str(o, "base"), &arch, base_hash, &j->err);
+    int rc = adapter_read_base(opt_str(o, "base"), &arch, base_hash, &j->err);
     if (rc == ERR_OK && opts_nargs(o) == 2)
         rc = peft_load_dir(&arch, opts_arg(o, 1), &src, &j->err);
     else if (rc == ERR_OK)
@@ -271,11 +251,14 @@ static int adapter_versions(int argc, char **argv)
     return o == NULL ? code : job_run(o, false, versions);
 }
 
-static json_t *module_json(const struct adapter_src_module *m)
+/* `norm` of the module's change, or NULL. */
+static json_t *module_json(const struct adapter_src_module *m, const double *norm)
 {
     json_t *j = json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:i, s:i}", "path", m->path, "layer",
                           m->layer, "rank", m->rank, "init_rank", m->init_rank, "alpha", m->alpha,
                           "scaling", m->scaling, "in", m->in, "out", m->out);
+    if (j != NULL)
+        json_object_set_new(j, "norm", norm != NULL ? json_real(*norm) : json_null());
     if (j != NULL && m->mask != NULL) {
         json_t *mask = json_array();
         for (int i = 0; i < m->init_rank; i++)
@@ -285,11 +268,12 @@ static json_t *module_json(const struct adapter_src_module *m)
     return j;
 }
 
-static json_t *show_json(const struct store_version *v, const struct adapter_src *a)
+static json_t *show_json(const struct store_version *v, const struct adapter_src *a,
+                         const double *norm)
 {
     json_t *j = version_json(v), *all = json_array();
     for (size_t i = 0; i < a->nmodules; i++)
-        json_array_append_new(all, module_json(&a->modules[i]));
+        json_array_append_new(all, module_json(&a->modules[i], norm ? &norm[i] : NULL));
     if (j == NULL) {
         json_decref(all);
         return NULL;
@@ -306,7 +290,8 @@ static json_t *show_json(const struct store_version *v, const struct adapter_src
     return j;
 }
 
-static int show_text(const struct store_version *v, const struct adapter_src *a)
+static int show_text(const struct store_version *v, const struct adapter_src *a,
+                     const double *norm)
 {
     char rank[32], size[32], when[32];
     struct table t;
@@ -327,7 +312,8 @@ static int show_text(const struct store_version *v, const struct adapter_src *a)
     printf("hash     %s\nbase     %s%s\n", v->hash_hex, v->base_hash_hex,
            v->base_claimed ? " (claimed by the upload)" : "");
     printf("origin   %s, %s UTC\n\n", v->origin, when_text(v->created_ms, when));
-    table_init(&t, "MODULE\tRANK\tALPHA\tSCALING\tOUT x IN\tKEPT");
+    adapter_chart(a, norm);
+    table_init(&t, "MODULE\tRANK\tALPHA\tSCALING\tNORM\tOUT x IN\tKEPT");
     for (size_t i = 0; i < a->nmodules; i++) {
         const struct adapter_src_module *m = &a->modules[i];
         char kept[ADAPTER_MAX_RANK + 1] = "";
@@ -339,6 +325,7 @@ static int show_text(const struct store_version *v, const struct adapter_src *a)
         table_cell(&t, m->rank == m->init_rank ? "%d" : "%d of %d", m->rank, m->init_rank);
         table_cell(&t, "%g", m->alpha);
         table_cell(&t, "%g", m->scaling);
+        table_cell(&t, norm != NULL ? "%.4g" : "", norm != NULL ? norm[i] : 0);
         table_cell(&t, "%d x %d", m->out, m->in);
         table_cell(&t, "%s", kept);
         table_end_row(&t);
@@ -346,19 +333,30 @@ static int show_text(const struct store_version *v, const struct adapter_src *a)
     return table_print(&t);
 }
 
+/* Norms of what is a plain change of weights; of other adapters the rest is shown. */
+static int show_version(struct job *j, const struct store_version *v)
+{
+    struct adapter_src *a = NULL;
+    double *norm = NULL;
+    int rc = store_version_load(j->st, v->id, &a, &j->err);
+    if (rc == ERR_OK && delta_check(a, NULL) == ERR_OK) {
+        norm = calloc(a->nmodules + 1, sizeof *norm);
+        rc = norm != NULL ? delta_norms(a, norm, &j->err) : err_nomem(&j->err);
+    }
+    int code = rc != ERR_OK             ? job_fail(j)
+               : opt_flag(j->o, "json") ? json_print(show_json(v, a, norm))
+                                        : show_text(v, a, norm);
+    adapter_src_free(a);
+    free(norm);
+    return code;
+}
+
 static int show(struct job *j)
 {
     struct store_version v;
-    struct adapter_src *a;
     if (store_version_find(j->st, j->tenant, opts_arg(j->o, 0), &v, &j->err) != ERR_OK)
         return job_fail(j);
-    int code;
-    if (store_version_modules(j->st, v.id, &a, &j->err) == ERR_OK) {
-        code = opt_flag(j->o, "json") ? json_print(show_json(&v, a)) : show_text(&v, a);
-        adapter_src_free(a);
-    } else {
-        code = job_fail(j);
-    }
+    int code = show_version(j, &v);
     store_version_free(&v);
     return code;
 }
@@ -368,7 +366,8 @@ static int adapter_show(int argc, char **argv)
     int code;
     struct opts *o = opts_parse(argc, argv, show_options, "adapter show NAME[@VERSION] --db FILE",
                                 "The facts of a version (the live one without @VERSION) and of each"
-                                " of its modules.", 1, 1, &code);
+                                " of its modules:\nrank, scaling, and the Frobenius norm of the"
+                                " change that it makes to the weights.", 1, 1, &code);
     return o == NULL ? code : job_run(o, false, show);
 }
 
@@ -501,6 +500,7 @@ int cmd_adapter(int argc, char **argv)
           adapter_add },
         { "list", "", "list adapters", adapter_list },
         { "show", "NAME[@VERSION]", "facts of a version and its modules", adapter_show },
+        { "diff", "A B", "how far two adapters are apart, per module", adapter_diff },
         { "versions", "NAME", "list the versions of an adapter", adapter_versions },
         { "get", "NAME[@VERSION] -o DIR", "write a version as a PEFT folder",
           adapter_get },

@@ -75,6 +75,9 @@ static void errors_have_a_status_and_a_sentence_that_names_the_fault(void **stat
         { "GET", "/v1/adapters/nobody", NULL, 404, "nobody" },
         { "GET", "/v1/adapters/nobody/versions", NULL, 404, "nobody" },
         { "GET", "/v1/adapters/nobody/download", NULL, 404, "nobody" },
+        { "GET", "/v1/adapters/nobody/diff?with=whitman", NULL, 404, "nobody" },
+        { "GET", "/v1/adapters/whitman/diff?with=nobody", NULL, 404, "nobody" },
+        { "GET", "/v1/adapters/whitman/diff", NULL, 400, "with which" },
         { "GET", "/v1/adapters/shakespeare@9", NULL, 404, "9" },
         { "GET", "/v1/adapters/other/shakespeare/versions", NULL, 404, "" },
         { "GET", "/v1/adapters?limit=0", NULL, 400, "limit" },
@@ -272,6 +275,27 @@ static void an_adapter_shows_its_ranks_and_what_pruning_left(void **state)
     assert_true(json_is_true(at(&r, "base.claimed")));
     assert_true(json_is_true(at(&r, "base.served_here")));
     assert_string_equal(text_at(&r, "config.peft_type"), "ADALORA");
+    serve_resp_free(&r);
+}
+
+static void two_adapters_are_compared_and_a_version_is_like_itself(void **state)
+{
+    struct serve_resp r;
+    call(*state, "GET", "/v1/adapters/whitman/diff?with=whitman@1", NULL, &r);
+    assert_int_equal(r.status, 200);
+    assert_float_equal(json_number_value(at(&r, "diff")), 0, 0);
+    assert_float_equal(json_number_value(at(&r, "cosine")), 1, 1e-12);
+    serve_resp_free(&r);
+    call(*state, "GET", "/v1/adapters/shakespeare/diff?with=whitman", NULL, &r);
+    assert_int_equal(r.status, 200);
+    assert_string_equal(text_at(&r, "adapters.1"), "whitman@1");
+    assert_true(json_is_true(at(&r, "same_base")));
+    const double a = json_number_value(at(&r, "norm.0")), b = json_number_value(at(&r, "norm.1"));
+    const double d = json_number_value(at(&r, "diff")), cosine = json_number_value(at(&r, "cosine"));
+    assert_float_equal(d * d, a * a + b * b - 2 * a * b * cosine, 1e-6 * d * d);
+    /* pruned to nothing: no direction to compare */
+    assert_int_equal(int_at(&r, "modules.1.rank.1"), 0);
+    assert_true(json_is_null(at(&r, "modules.1.cosine")));
     serve_resp_free(&r);
 }
 
@@ -1037,6 +1061,7 @@ int main(void)
         cmocka_unit_test(fields_that_change_nothing_are_let_pass),
         cmocka_unit_test(models_are_the_base_and_the_adapters),
         cmocka_unit_test(an_adapter_shows_its_ranks_and_what_pruning_left),
+        cmocka_unit_test(two_adapters_are_compared_and_a_version_is_like_itself),
         cmocka_unit_test(the_list_is_paged_by_name),
         cmocka_unit_test(uploads_make_versions_and_the_same_bytes_make_none),
         cmocka_unit_test(forms_with_wrong_parts_are_refused_by_name),

@@ -49,6 +49,16 @@ want 0 "350 of 560 triplets kept" "$lorad" adapter show w
 want 0 "1 of 16" "$lorad" adapter show s@2
 want 0 '"target_r": 10' "$lorad" adapter show s@2 --json
 want 1 "there is no model or adapter w@2" "$lorad" adapter show w@2
+want 0 "rank, full bar 16" "$lorad" adapter show w
+want 0 '"norm": 0.9088' "$lorad" adapter show w --json
+
+# comparing: with itself, with another, with a folder
+want 0 "0                   1.000000" "$lorad" adapter diff w s@2
+want 0 "16, 0" "$lorad" adapter diff s w
+want 0 '"diff": 0.0' "$lorad" adapter diff w "$A/whitman" --base demo.base --json
+want 1 "is a folder: say which base" "$lorad" adapter diff w "$A/whitman"
+want 1 "there is no model or adapter x" "$lorad" adapter diff w x
+want 2 "usage" "$lorad" adapter diff w
 
 # what comes out is what went in, and goes in again as the same content
 want 0 "s@2 written to out-w" "$lorad" adapter get s@2 -o out-w
