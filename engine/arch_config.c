@@ -216,15 +216,24 @@ static const struct family *read_family(const json_t *json, struct err *err)
     return f;
 }
 
+/* Which tensors are 4-bit, and how, is said beside each of them. */
+static bool is_bnb_4bit(const json_t *q)
+{
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    return method != NULL && strcmp(method, "bitsandbytes") == 0 &&
+           (json_is_true(json_object_get(q, "load_in_4bit")) ||
+            json_is_true(json_object_get(q, "_load_in_4bit")));
+}
+
 /* Settings that would change the result in a way the engine does not compute. */
 static int refuse_foreign(const json_t *json, struct err *err)
 {
     const json_t *q = json_object_get(json, "quantization_config");
-    if (!absent(q)) {
+    if (!absent(q) && !is_bnb_4bit(q)) {
         const char *method = json_string_value(json_object_get(q, "quant_method"));
         return err_set(err, ERR_INVALID,
-                       "config.json has a quantization_config (%.60s): this is not a plain "
-                       "checkpoint; import the original in F32, F16 or BF16",
+                       "config.json has a quantization_config (%.60s) that is not bitsandbytes in "
+                       "4 bit; import the original in F32, F16 or BF16",
                        method ? method : "no method named");
     }
     const json_t *act = json_object_get(json, "hidden_act");

@@ -119,11 +119,29 @@ static int check_scales16(const struct loader *ld, const char *name, const uint1
                : ERR_OK;
 }
 
-/* Decode the double-quantised block scales into ld->absmax. */
-static int decode_absmax(struct loader *ld, const char *name, const struct st_tensor *absmax,
-                         const struct st_tensor *nested, const struct st_tensor *offset)
+/* Block scales of an NF4 matrix: double-quantised, or plain, and then the others are NULL. */
+struct scales {
+    const struct st_tensor *absmax, *nested, *offset;
+};
+
+static int find_scales(struct loader *ld, const char *name, size_t n, struct scales *ret)
 {
-    size_t blocks = absmax->bytes;
+    const struct st_tensor *t = st_find(ld->file, base_part(name, ".absmax").s);
+    *ret = (struct scales){ 0 };
+    if (t != NULL && t->dtype == DT_F32) {
+        ret->absmax = need(ld, name, ".absmax", DT_F32, nf4_blocks(n) * 4);
+        return ret->absmax ? ERR_OK : ERR_INVALID;
+    }
+    ret->absmax = need(ld, name, ".absmax", DT_U8, nf4_blocks(n));
+    ret->nested = need(ld, name, ".nested_absmax", DT_F32, nf4_nested_blocks(n) * 4);
+    ret->offset = need(ld, name, ".nested_offset", DT_F32, 4);
+    return ret->absmax && ret->nested && ret->offset ? ERR_OK : ERR_INVALID;
+}
+
+/* Decode them into ld->absmax. */
+static int decode_absmax(struct loader *ld, const char *name, size_t blocks,
+                         const struct scales *sc)
+{
     if (blocks > ld->absmax_cap) {
         free(ld->absmax);
         ld->absmax = malloc(blocks * sizeof *ld->absmax);
@@ -131,13 +149,16 @@ static int decode_absmax(struct loader *ld, const char *name, const struct st_te
         if (ld->absmax == NULL)
             return err_nomem(ld->err);
     }
+    if (sc->nested == NULL)
+        return st_f32(sc->absmax, 0, blocks, ld->absmax, ld->err);
+    const struct st_tensor *nested = sc->nested;
     size_t n = nested->bytes / 4;
     float *big = malloc(nested->bytes), mean;
     int rc = big ? st_f32(nested, 0, n, big, ld->err) : err_nomem(ld->err);
     if (rc == ERR_OK)
-        rc = st_f32(offset, 0, 1, &mean, ld->err);
+        rc = st_f32(sc->offset, 0, 1, &mean, ld->err);
     if (rc == ERR_OK)
-        q4_unnest(absmax->data, big, mean, blocks, ld->absmax);
+        q4_unnest(sc->absmax->data, big, mean, blocks, ld->absmax);
     free(big);
     for (size_t i = 0; i < blocks && rc == ERR_OK; i++)
         if ((f32_bits(ld->absmax[i]) & 0x7f800000u) == 0x7f800000u)
@@ -151,11 +172,8 @@ static int load_nf4(struct loader *ld, const struct weight *w, struct matrix *re
     bool panels = K % NF4_BLOCK == 0;
     const struct st_tensor *codes = need(ld, w->name, "", DT_U8,
                                          panels ? p16_bytes(N, K) : nf4_bytes(n));
-    const struct st_tensor *absmax = need(ld, w->name, ".absmax", DT_U8, nf4_blocks(n));
-    const struct st_tensor *nested = need(ld, w->name, ".nested_absmax", DT_F32,
-                                          nf4_nested_blocks(n) * 4);
-    const struct st_tensor *offset = need(ld, w->name, ".nested_offset", DT_F32, 4);
-    if (codes == NULL || absmax == NULL || nested == NULL || offset == NULL)
+    struct scales scales;
+    if (codes == NULL || find_scales(ld, w->name, n, &scales) != ERR_OK)
         return ERR_INVALID;
     ret->type = panels ? MAT_NF4_P16 : MAT_NF4_FLAT;
     ret->codes = place(ld, codes);
@@ -167,7 +185,7 @@ static int load_nf4(struct loader *ld, const struct weight *w, struct matrix *re
     ret->scales32 = s32;
     if (!ld->fill)
         return ERR_OK;
-    int rc = decode_absmax(ld, w->name, absmax, nested, offset);
+    int rc = decode_absmax(ld, w->name, nf4_blocks(n), &scales);
     if (rc != ERR_OK)
         return rc;
     if (!panels) {

@@ -15,6 +15,8 @@
  *   NF4, K % 64 == 0   X U8 [p16_bytes], X.absmax U8 [blocks] (double-quantised codes in reference
  *                      order), X.nested_absmax F32, X.nested_offset F32 [1]
  *   NF4, other K       X U8 [bytes] in the reference layout, and the same scale tensors
+ *   NF4, plain scales  X.absmax F32 [blocks] alone: taken over from a source that had no double
+ *                      quantisation; never made by import itself
  *   8 bit (head)       X U8 [q8_bytes], X.scale F16
  *   f32 / bf16         X F32 or BF16 in its own shape; norms and biases are always F32
  * Tied heads are written as their own tensor `lm_head.weight` unless head and embedding have
@@ -25,8 +27,15 @@
  * Canonical hash: sha256 over, for every source tensor that is used, in ascending name order, the
  * name, a NUL, and the 32 bytes of its digest.  A digest is sha256 over a line of text and bytes:
  *   quantised linear layers   "NF4 [N,K]\n", reference codes, nested codes, nested absmax, offset
+ *   with plain scales         "NF4 plain [N,K]\n", reference codes, absmax
  *   all others                "DTYPE [shape]\n", the source's bytes
- * So packing, head type and format version do not change the hash, and `--type f32` does. */
+ * So packing, head type and format version do not change the hash, and `--type f32` does.
+ *
+ * The digest of a matrix that bitsandbytes has quantised to NF4 is always made from its codes and
+ * scales, also with `--type f32`.  So such a checkpoint has the hash of the original, imported as
+ * NF4, where both hold the same numbers: double quantisation, and embedding, head, norms and biases
+ * stored in the same types.  One bit in an offset (a mean, summed in another order on a GPU) or
+ * another code in a block of zeros makes it another base. */
 #ifndef ENGINE_BASE_H
 #define ENGINE_BASE_H
 
@@ -69,6 +78,7 @@ struct base_import_opts {
     const char *type;         /* "nf4" (default when NULL) or "f32" */
     const char *head;         /* "8bit" (default), "bf16", "f32" (default of type f32), "nf4" */
     const char *embed;        /* "bf16" (default) or "f32" (default of type f32) */
+    bool requantize;          /* 4-bit weights of another kind may become NF4 */
     /* called before each tensor and at the end with bytes done and in all; true: stop, which is
      * ERR_CANCELLED; may be NULL */
     bool (*progress)(void *ud, const char *tensor, size_t done, size_t total);

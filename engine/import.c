@@ -26,6 +26,7 @@ struct import {
     struct item *items;
     size_t nitems;
     size_t done, total; /* bytes of source tensors */
+    bool requantized;   /* and the user was told */
     struct scratch scratch;
     struct st_writer *out;
 };
@@ -94,6 +95,12 @@ static int choose_name(struct import *im, const char *dir, struct err *err)
     return ERR_OK;
 }
 
+static void note(const struct import *im, const char *sentence)
+{
+    if (im->opts.note)
+        im->opts.note(im->opts.ud, sentence);
+}
+
 /* --- what will be written ------------------------------------------------------------- */
 
 static enum form form_of(const struct import *im, const struct weight *w)
@@ -120,8 +127,7 @@ static void fit_head(struct import *im)
     snprintf(text, sizeof text,
              "hidden_size %d is not a multiple of 64: the head is kept as bf16 instead of %s", K,
              form_names[im->head]);
-    if (im->opts.note)
-        im->opts.note(im->opts.ud, text);
+    note(im, text);
     im->head = FORM_BF16;
 }
 
@@ -130,13 +136,35 @@ static int check_tied_head(struct import *im, const struct item *head, struct er
 {
     if (source_find(&im->src, head->w.name) == NULL)
         return ERR_OK;
-    const struct st_tensor *t = source_take(&im->src, head->w.name, head->w.N, head->w.K, err);
-    if (t == NULL)
+    const struct source_tensor *src = source_take(&im->src, head->w.name, head->w.N, head->w.K,
+                                                  err);
+    if (src == NULL)
         return ERR_INVALID;
-    if (t->dtype != head->t->dtype || memcmp(t->data, head->t->data, t->bytes) != 0)
+    const struct st_tensor *t = src->t, *embed = head->src->t;
+    if (src->q4 != NULL || head->src->q4 != NULL || t->dtype != embed->dtype ||
+        t->bytes != embed->bytes || memcmp(t->data, embed->data, t->bytes) != 0)
         return err_set(err, ERR_INVALID,
                        "tensor %s differs from %s, but config.json says tie_word_embeddings",
-                       head->w.name, head->t->name);
+                       head->w.name, embed->name);
+    return ERR_OK;
+}
+
+/* 4-bit weights that are not NF4 would be rounded a second time: only if the user says so. */
+static int check_requantize(struct import *im, const struct item *it, struct err *err)
+{
+    const struct q4_source *q = it->src->q4;
+    if (q == NULL || bnb_is_nf4(q) || it->form != FORM_NF4)
+        return ERR_OK;
+    if (!im->opts.requantize)
+        return err_set(err, ERR_INVALID,
+                       "tensor %s is %s in blocks of %zu, and the kernels read NF4 in blocks of 64 "
+                       "with the usual codebooks; --requantize turns it into that, which adds "
+                       "NF4's rounding to the one it has",
+                       it->w.name, q->type == Q4_FP4 ? "FP4" : "NF4", q->block);
+    if (!im->requantized)
+        note(im, "the source's 4-bit weights are quantised a second time, to NF4: what they lost "
+                 "and what NF4 loses add up");
+    im->requantized = true;
     return ERR_OK;
 }
 
@@ -145,14 +173,14 @@ static int add_item(struct import *im, const struct weight *w, struct err *err)
 {
     bool tied_head = w->kind == W_HEAD && im->src.arch.tied;
     struct item it = { .w = *w, .form = form_of(im, w), .has_digest = !tied_head };
-    it.t = tied_head ? im->items[0].t /* the embedding */
-                     : source_take(&im->src, w->name, w->N, w->K, err);
-    if (it.t == NULL)
+    it.src = tied_head ? im->items[0].src /* the embedding */
+                       : source_take(&im->src, w->name, w->N, w->K, err);
+    if (it.src == NULL)
         return ERR_INVALID;
-    int rc = tied_head ? check_tied_head(im, &it, err) : ERR_OK;
+    int rc = tied_head ? check_tied_head(im, &it, err) : check_requantize(im, &it, err);
     if (rc != ERR_OK || (tied_head && it.form == im->embed))
         return rc;
-    im->total += it.t->bytes;
+    im->total += it.src->t->bytes;
     im->items[im->nitems++] = it;
     return ERR_OK;
 }
@@ -292,8 +320,8 @@ static int write_items(struct import *im, struct err *err)
         rc = tick(im, im->items[i].w.name, err);
         if (rc == ERR_OK)
             rc = item_write(&im->items[i], &im->scratch, im->out, err);
-        source_forget(&im->src, im->items[i].t);
-        im->done += im->items[i].t->bytes;
+        source_forget(&im->src, im->items[i].src);
+        im->done += im->items[i].src->t->bytes;
     }
     return rc;
 }

@@ -1,11 +1,14 @@
-/* import_int.h - import in three parts: the folder as it is read (import_source.c), the conversion
- * of one tensor (import_tensor.c), the run over all of them (import.c). */
+/* import_int.h - import in three parts: the source as it is read (import_source.c, and import_bnb.c
+ * for weights that are 4-bit already), the conversion of one tensor (import_tensor.c), the run over
+ * all of them (import.c). */
 #ifndef ENGINE_IMPORT_INT_H
 #define ENGINE_IMPORT_INT_H
 
 #include "engine/base_int.h"
 #include "engine/compute.h"
+#include "engine/nf4.h"
 #include "engine/safetensors.h"
+#include "engine/util.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -20,8 +23,22 @@ struct source_file {
     struct st_file *st;  /* weights, or NULL */
 };
 
+/* A matrix that bitsandbytes has quantised: what lies beside `X` as X.absmax and the like. */
+struct q4_source {
+    enum q4_type type;
+    int64_t shape[2];
+    size_t block, nested_block;           /* elements; nested_block 0: plain scales */
+    const struct st_tensor *codes;
+    const struct st_tensor *absmax;       /* F32, or U8 codes when nested */
+    const struct st_tensor *nested_absmax;
+    float offset;
+    float map[16], nested_map[256];       /* as the file has them */
+};
+
+/* A tensor of the source: as it lies in the file, and what makes it numbers. */
 struct source_tensor {
     const struct st_tensor *t;
+    struct q4_source *q4; /* or NULL */
     bool used;
 };
 
@@ -32,6 +49,7 @@ struct source {
     size_t nfiles;
     struct source_tensor *tensors; /* of all weight files, sorted by name */
     size_t ntensors;
+    struct q4_source *q4;          /* of those that are 4-bit */
     char *chat_template;           /* or NULL */
 };
 
@@ -46,16 +64,29 @@ struct source_tensor *source_find(const struct source *s, const char *name);
 
 /* The tensor `name`, marked as used.  NULL with ERR_INVALID naming it if it is missing or has
  * another type or shape than [N, K] (K = 0: [N]). */
-const struct st_tensor *source_take(struct source *s, const char *name, int N, int K,
-                                    struct err *err);
+const struct source_tensor *source_take(struct source *s, const char *name, int N, int K,
+                                        struct err *err);
+/* Elements [first, first + n) as fp32; the first that is no finite number is an error. */
+int source_f32(const struct source_tensor *t, size_t first, size_t n, float *ret,
+               struct err *err);
 /* Its values are not needed any more: see st_forget(). */
-void source_forget(const struct source *s, const struct st_tensor *t);
+void source_forget(const struct source *s, const struct source_tensor *t);
 /* Is any tensor left that nobody took and that is no known stray buffer? */
 int source_check_all_used(const struct source *s, struct err *err);
 
 /* sha256 of what `sha256sum FILE...` prints for the files read, in ascending order of their names.
  * Takes as long as reading them all, unless `stop` becomes true (the result is then worthless). */
 void source_hash(const struct source *s, const atomic_bool *stop, char ret_hex[65]);
+
+/* --- bitsandbytes (import_bnb.c) ------------------------------------------------------- */
+
+/* Find the matrices that are 4-bit, check all that describes them and mark it as used. */
+int bnb_attach(struct source *s, struct err *err);
+/* Does it have NF4's codes and blocks, so that a base file can hold it as it is? */
+bool bnb_is_nf4(const struct q4_source *q);
+/* Add what makes numbers of the codes to a digest. */
+void bnb_digest(const struct q4_source *q, struct sha256 *h);
+int bnb_f32(const struct q4_source *q, size_t first, size_t n, float *ret, struct err *err);
 
 /* --- one tensor ------------------------------------------------------------------------- */
 
@@ -64,7 +95,7 @@ enum form { FORM_F32, FORM_BF16, FORM_NF4, FORM_Q8 };
 /* A weight of the output file. */
 struct item {
     struct weight w;
-    const struct st_tensor *t; /* the source's */
+    const struct source_tensor *src;
     enum form form;
     bool has_digest;           /* false for a head made from the embedding */
     uint8_t digest[32];

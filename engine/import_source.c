@@ -229,20 +229,26 @@ struct source_tensor *source_find(const struct source *s, const char *name)
     return s->ntensors ? bsearch(&key, s->tensors, s->ntensors, sizeof key, by_name) : NULL;
 }
 
-static void shape_mismatch(const struct st_tensor *t, int N, int K, struct err *err)
+static void shape_mismatch(const char *name, const int64_t *dims, int ndim, int N, int K,
+                           struct err *err)
 {
     char shape[120] = "", want[40];
     size_t len = 0;
-    for (int i = 0; i < t->ndim && i < 5; i++)
+    for (int i = 0; i < ndim && i < 5; i++)
         len += (size_t)snprintf(shape + len, sizeof shape - len, "%s%lld", i ? ", " : "",
-                                (long long)t->shape[i]);
+                                (long long)dims[i]);
     snprintf(want, sizeof want, K ? "%d, %d" : "%d", N, K);
-    err_set(err, ERR_INVALID, "tensor %s has shape [%s], but config.json asks for [%s]", t->name,
+    err_set(err, ERR_INVALID, "tensor %s has shape [%s], but config.json asks for [%s]", name,
             shape, want);
 }
 
-const struct st_tensor *source_take(struct source *s, const char *name, int N, int K,
-                                    struct err *err)
+int source_f32(const struct source_tensor *t, size_t first, size_t n, float *ret, struct err *err)
+{
+    return t->q4 ? bnb_f32(t->q4, first, n, ret, err) : st_f32(t->t, first, n, ret, err);
+}
+
+const struct source_tensor *source_take(struct source *s, const char *name, int N, int K,
+                                        struct err *err)
 {
     struct source_tensor *e = source_find(s, name);
     if (e == NULL) {
@@ -250,21 +256,24 @@ const struct st_tensor *source_take(struct source *s, const char *name, int N, i
         return NULL;
     }
     const struct st_tensor *t = e->t;
-    if (t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16) {
+    if (!e->q4 && t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16) {
         err_set(err, ERR_INVALID, "tensor %s has type %s, where F32, F16 or BF16 is needed", name,
                 t->dtype_name);
         return NULL;
     }
-    if (t->ndim != (K ? 2 : 1) || t->shape[0] != N || (K && t->shape[1] != K)) {
-        shape_mismatch(t, N, K, err);
+    const int64_t *dims = e->q4 ? e->q4->shape : t->shape;
+    const int ndim = e->q4 ? 2 : t->ndim;
+    if (ndim != (K ? 2 : 1) || dims[0] != N || (K && dims[1] != K)) {
+        shape_mismatch(name, dims, ndim, N, K, err);
         return NULL;
     }
     e->used = true;
-    return t;
+    return e;
 }
 
-void source_forget(const struct source *s, const struct st_tensor *t)
+void source_forget(const struct source *s, const struct source_tensor *src)
 {
+    const struct st_tensor *t = src->t;
     for (size_t i = 0; i < s->nfiles; i++) /* the one that maps it; the others do nothing */
         if (s->files[i].st != NULL)
             st_forget(s->files[i].st, t->data, t->bytes);
@@ -350,6 +359,8 @@ int source_open(const char *dir, struct source *ret, struct err *err)
         rc = find_template(ret, err);
     if (rc == ERR_OK)
         rc = open_all_weights(ret, err);
+    if (rc == ERR_OK)
+        rc = bnb_attach(ret, err);
     qsort(ret->files, ret->nfiles, sizeof *ret->files, by_file_name);
     return rc;
 }
@@ -363,6 +374,7 @@ void source_close(struct source *s)
     }
     free(s->files);
     free(s->tensors);
+    free(s->q4);
     free(s->chat_template);
     free(s->dir);
     *s = (struct source){ 0 };

@@ -65,6 +65,17 @@ static size_t count(const struct item *it)
 
 /* --- what the file holds -------------------------------------------------------------- */
 
+/* Are the source's codes those of the file? */
+static bool is_taken_over(const struct item *it)
+{
+    return it->form == FORM_NF4 && it->src->q4 != NULL && bnb_is_nf4(it->src->q4);
+}
+
+static bool has_plain_scales(const struct item *it)
+{
+    return is_taken_over(it) && it->src->q4->nested_block == 0;
+}
+
 static size_t nf4_stored_bytes(const struct item *it)
 {
     size_t N = (size_t)it->w.N, K = (size_t)it->w.K;
@@ -86,6 +97,8 @@ int item_declare(const struct item *it, struct st_writer *out, struct err *err)
     switch (it->form) {
     case FORM_NF4:
         rc = declare(out, name, "", "U8", nf4_stored_bytes(it), 1, err);
+        if (rc == ERR_OK && has_plain_scales(it))
+            return declare(out, name, ".absmax", "F32", nf4_blocks(n), 4, err);
         if (rc == ERR_OK)
             rc = declare(out, name, ".absmax", "U8", nf4_blocks(n), 1, err);
         if (rc == ERR_OK)
@@ -123,7 +136,7 @@ static void convert_piece(void *arg, int64_t begin, int64_t end, int thread)
         size_t first = c->begin + (size_t)i * c->piece;
         size_t n = c->end - first < c->piece ? c->end - first : c->piece;
         struct err err = { 0 };
-        if (st_f32(c->it->t, first, n, w, &err) != ERR_OK)
+        if (source_f32(c->it->src, first, n, w, &err) != ERR_OK)
             atomic_store(&c->failed, true);
         else
             c->fn(c, w, first, n);
@@ -142,7 +155,7 @@ static int convert(const struct item *it, struct scratch *s, size_t begin, size_
     /* Which piece failed first depends on the threads; the sentence should not. */
     int rc = ERR_OK;
     for (size_t first = begin; first < end && rc == ERR_OK; first += PIECE)
-        rc = st_f32(it->t, first, end - first < PIECE ? end - first : PIECE, s->wide, err);
+        rc = source_f32(it->src, first, end - first < PIECE ? end - first : PIECE, s->wide, err);
     return rc;
 }
 
@@ -183,15 +196,27 @@ static void digest_begin(struct sha256 *h, const char *dtype, const struct item 
     sha256_add(h, line, strlen(line));
 }
 
-static void digest_nf4(struct item *it, const struct scratch *s, float offset)
+/* A matrix in NF4: our own, in the scratch buffers, or the source's. */
+struct nf4_parts {
+    const uint8_t *codes, *nested;
+    const float *absmax; /* plain scales, or NULL: then nested ones */
+    const float *nested_absmax;
+    float offset;
+};
+
+static void digest_nf4(struct item *it, const struct nf4_parts *p)
 {
     struct sha256 h;
     size_t n = count(it);
-    digest_begin(&h, "NF4", it);
-    sha256_add(&h, s->codes, nf4_bytes(n));
-    sha256_add(&h, s->nested, nf4_blocks(n));
-    sha256_add(&h, s->nested_absmax, nf4_nested_blocks(n) * 4);
-    sha256_add(&h, &offset, 4);
+    digest_begin(&h, p->absmax ? "NF4 plain" : "NF4", it);
+    sha256_add(&h, p->codes, nf4_bytes(n));
+    if (p->absmax != NULL) {
+        sha256_add(&h, p->absmax, nf4_blocks(n) * 4);
+    } else {
+        sha256_add(&h, p->nested, nf4_blocks(n));
+        sha256_add(&h, p->nested_absmax, nf4_nested_blocks(n) * 4);
+        sha256_add(&h, &p->offset, 4);
+    }
     sha256_end(&h, it->digest);
 }
 
@@ -208,29 +233,60 @@ static int nf4_room(const struct item *it, struct scratch *s, struct err *err)
     return rc == ERR_OK ? room(s, NESTED_ABSMAX, nf4_nested_blocks(n) * 4, err) : rc;
 }
 
+static int quantize(const struct item *it, struct scratch *s, struct nf4_parts *ret,
+                    struct err *err)
+{
+    size_t n = count(it);
+    int rc = convert(it, s, 0, n, PIECE, quantize_piece, err);
+    if (rc != ERR_OK)
+        return rc;
+    *ret = (struct nf4_parts){ .codes = s->codes, .nested = s->nested,
+                               .nested_absmax = s->nested_absmax };
+    q4_nest(s->absmax, nf4_blocks(n), s->nested, s->nested_absmax, &ret->offset);
+    return ERR_OK;
+}
+
+/* The source's codes as they are; numbers may lie unaligned in it and are copied. */
+static int take_over(const struct item *it, struct scratch *s, struct nf4_parts *ret,
+                     struct err *err)
+{
+    const struct q4_source *q = it->src->q4;
+    size_t blocks = nf4_blocks(count(it));
+    *ret = (struct nf4_parts){ .codes = q->codes->data };
+    if (q->nested_block == 0) {
+        ret->absmax = s->absmax;
+        return st_f32(q->absmax, 0, blocks, s->absmax, err);
+    }
+    ret->nested = q->absmax->data;
+    ret->nested_absmax = s->nested_absmax;
+    ret->offset = q->offset;
+    return st_f32(q->nested_absmax, 0, nf4_nested_blocks(count(it)), s->nested_absmax, err);
+}
+
 static int write_nf4(struct item *it, struct scratch *s, struct st_writer *out, struct err *err)
 {
     size_t n = count(it), N = (size_t)it->w.N, K = (size_t)it->w.K;
-    float offset;
+    struct nf4_parts p;
     int rc = nf4_room(it, s, err);
     if (rc == ERR_OK)
-        rc = convert(it, s, 0, n, PIECE, quantize_piece, err);
+        rc = (is_taken_over(it) ? take_over : quantize)(it, s, &p, err);
     if (rc != ERR_OK)
         return rc;
-    q4_nest(s->absmax, nf4_blocks(n), s->nested, s->nested_absmax, &offset);
-    const uint8_t *stored = s->codes;
+    const uint8_t *stored = p.codes;
     if (K % NF4_BLOCK == 0) {
-        p16_pack(s->codes, N, K, s->packed);
+        p16_pack(p.codes, N, K, s->packed);
         stored = s->packed;
     }
     if (it->has_digest && it->w.kind == W_LINEAR)
-        digest_nf4(it, s, offset);
+        digest_nf4(it, &p);
     rc = st_writer_data(out, stored, nf4_stored_bytes(it), err);
+    if (rc == ERR_OK && p.absmax != NULL)
+        return st_writer_data(out, p.absmax, nf4_blocks(n) * 4, err);
     if (rc == ERR_OK)
-        rc = st_writer_data(out, s->nested, nf4_blocks(n), err);
+        rc = st_writer_data(out, p.nested, nf4_blocks(n), err);
     if (rc == ERR_OK)
-        rc = st_writer_data(out, s->nested_absmax, nf4_nested_blocks(n) * 4, err);
-    return rc == ERR_OK ? st_writer_data(out, &offset, 4, err) : rc;
+        rc = st_writer_data(out, p.nested_absmax, nf4_nested_blocks(n) * 4, err);
+    return rc == ERR_OK ? st_writer_data(out, &p.offset, 4, err) : rc;
 }
 
 static int write_q8(const struct item *it, struct scratch *s, struct st_writer *out,
@@ -263,14 +319,35 @@ static int write_dense(const struct item *it, struct scratch *s, struct st_write
     return rc;
 }
 
+/* A weight that the file does not hold as NF4 is what the source has. */
+static int digest_source(struct item *it, struct scratch *s, struct err *err)
+{
+    const struct q4_source *q = it->src->q4;
+    struct sha256 h;
+    if (q != NULL && bnb_is_nf4(q)) {
+        struct nf4_parts p;
+        int rc = nf4_room(it, s, err);
+        if (rc == ERR_OK)
+            rc = take_over(it, s, &p, err);
+        if (rc == ERR_OK)
+            digest_nf4(it, &p);
+        return rc;
+    }
+    digest_begin(&h, q ? "4-bit" : it->src->t->dtype_name, it);
+    sha256_add(&h, it->src->t->data, it->src->t->bytes);
+    if (q != NULL)
+        bnb_digest(q, &h);
+    sha256_end(&h, it->digest);
+    return ERR_OK;
+}
+
 int item_write(struct item *it, struct scratch *s, struct st_writer *out, struct err *err)
 {
-    if (it->has_digest && !(it->form == FORM_NF4 && it->w.kind == W_LINEAR)) {
-        struct sha256 h;
-        digest_begin(&h, it->t->dtype_name, it);
-        sha256_add(&h, it->t->data, it->t->bytes);
-        sha256_end(&h, it->digest);
-    }
+    int rc = it->has_digest && !(it->form == FORM_NF4 && it->w.kind == W_LINEAR)
+                 ? digest_source(it, s, err)
+                 : ERR_OK;
+    if (rc != ERR_OK)
+        return rc;
     switch (it->form) {
     case FORM_NF4:
         return write_nf4(it, s, out, err);

@@ -47,6 +47,7 @@ static int run(const struct opts *o, const char *dir, const char *out)
         .type = opt_str(o, "type"),
         .head = opt_str(o, "head"),
         .embed = opt_str(o, "embed"),
+        .requantize = opt_flag(o, "requantize"),
         .progress = show,
         .note = note,
         .ud = (void *)"importing",
@@ -75,6 +76,7 @@ int cmd_import(int argc, char **argv)
         { "head", 0, "TYPE", NULL, "output head: 8bit (default of nf4), bf16, f32 (default of f32), nf4",
           false },
         { "embed", 0, "TYPE", NULL, "embedding: bf16 (default of nf4) or f32 (default of f32)", false },
+        { "requantize", 0, NULL, NULL, "let 4-bit weights that are not NF4 be quantised a second time", false },
         { "name", 0, "NAME", NULL, "what the model is called (default: the folder's name)", false },
         { NULL, 0, NULL, NULL, NULL, false },
     };

@@ -271,6 +271,35 @@ static void tiny_qwen3_and_its_adapters_give_the_reference_logits(void **state)
     check_model("tiny-qwen3");
 }
 
+static void checkpoints_of_bitsandbytes_give_the_logits_of_their_codes(void **state)
+{
+    (void)state;
+    static const char *const models[] = { "tiny-llama-bnb-4bit", "tiny-qwen2-bnb-4bit" };
+    static const struct {
+        const char *type;
+        enum precision precision;
+        double limit;
+    } ways[] = { { "nf4", PREC_EXACT, 3e-3 }, { "nf4", PREC_F32, 2e-5 }, { "f32", PREC_EXACT, 1e-3 } };
+    for (size_t i = 0; i < 2 * sizeof ways / sizeof ways[0]; i++) {
+        char relative[128], dir[512];
+        snprintf(relative, sizeof relative, "golden/models/%s", models[i % 2]);
+        const char *found = support_shared(relative);
+        if (found == NULL)
+            skip();
+        snprintf(dir, sizeof dir, "%s", found);
+        struct session s;
+        load(&s, dir, ways[i / 2].type, ways[i / 2].precision);
+        if (ways[i / 2].precision == PREC_F32)
+            s.base->is_f32 = true;
+        double d = compare(&s, dir, "logits_dqf32");
+        printf("%s %s %s: %.2e\n", models[i % 2], ways[i / 2].type,
+               precision_name(ways[i / 2].precision), d);
+        if (!(d < ways[i / 2].limit))
+            fail_msg("%s: relative error %g is not below %g", dir, d, ways[i / 2].limit);
+        session_close(&s);
+    }
+}
+
 /* --- a real model ----------------------------------------------------------------------------------- */
 /* Perplexity over N sequences of T ids; the first of each is context only. */
 static double perplexity(struct session *s, const int32_t *ids, int N, int T)
@@ -373,6 +402,7 @@ int main(void)
         cmocka_unit_test(tiny_mistral_and_its_adapters_give_the_reference_logits),
         cmocka_unit_test(tiny_qwen2_and_its_adapters_give_the_reference_logits),
         cmocka_unit_test(tiny_qwen3_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(checkpoints_of_bitsandbytes_give_the_logits_of_their_codes),
         cmocka_unit_test(a_fox_sentence_has_the_perplexity_computed_in_float64),
         cmocka_unit_test(trained_adapters_have_the_perplexity_that_was_measured_in_training),
     };
