@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define COUNT(t) (sizeof(t) / sizeof(t)[0])
+
 static bool absent(const json_t *v) { return v == NULL || json_is_null(v); }
 
 /* --- typed fields --------------------------------------------------------------------- */
@@ -95,8 +97,7 @@ static int read_llama3(const json_t *o, struct arch *a, struct err *err)
     return rc;
 }
 
-/* The kind of scaling, from an object with rope_type or type. */
-static int read_scaling(const json_t *o, struct arch *a, struct err *err)
+int cfg_rope_scaling(const json_t *o, struct arch *a, struct err *err)
 {
     const json_t *v = json_object_get(o, "rope_type");
     if (absent(v))
@@ -104,10 +105,6 @@ static int read_scaling(const json_t *o, struct arch *a, struct err *err)
     const char *type = absent(v) ? "default" : json_string_value(v);
     if (type == NULL)
         return mistyped("rope_type", v, "a string", err);
-    double part;
-    int rc = cfg_double(o, "partial_rotary_factor", 1, 1, 1, &part, err);
-    if (rc != ERR_OK)
-        return rc;
     if (strcmp(type, "default") == 0)
         return ERR_OK;
     if (strcmp(type, "linear") == 0) {
@@ -122,27 +119,53 @@ static int read_scaling(const json_t *o, struct arch *a, struct err *err)
                    type);
 }
 
-static int read_rope(const json_t *json, struct arch *a, struct err *err)
+/* The first name of "a|b" that the object has a value for, or the last. */
+static const char *pick(const json_t *o, const char *names, char ret[64])
+{
+    for (;;) {
+        size_t n = strcspn(names, "|");
+        snprintf(ret, 64, "%.*s", (int)n, names);
+        if (names[n] == '\0' || !absent(json_object_get(o, ret)))
+            return ret;
+        names += n + 1;
+    }
+}
+
+/* How much of each head rotates.  `params` (or NULL) comes before the fields at the top. */
+static int read_rotary(const json_t *json, const json_t *params, const struct family *f,
+                       struct arch *a, struct err *err)
+{
+    static const char v5[] = "partial_rotary_factor";
+    const json_t *o = absent(json_object_get(params, v5)) ? json : params;
+    const bool partial = f->keys->rotary != NULL;
+    char key[64];
+    double part = 1;
+    int rc = cfg_double(o, o == params || !partial ? v5 : pick(o, f->keys->rotary, key),
+                        partial ? f->absent.rotary : 1, partial ? 0.01 : 1, 1, &part, err);
+    a->rot = (int)(a->hd * part);
+    return rc;
+}
+
+static int read_rope(const json_t *json, const struct family *f, struct arch *a, struct err *err)
 {
     const json_t *params = json_object_get(json, "rope_parameters");
     const json_t *scaling = json_object_get(json, "rope_scaling");
-    double part;
-    int rc = cfg_double(json, "partial_rotary_factor", 1, 1, 1, &part, err);
-    if (rc != ERR_OK)
-        return rc;
+    char key[64];
     if (!absent(params) && !absent(scaling))
         return err_set(err, ERR_INVALID,
                        "config.json has both rope_parameters and rope_scaling; only one can hold");
+    if (f->local_rope && !absent(json_object_get(params, "full_attention")))
+        params = json_object_get(params, "full_attention");
     const json_t *o = absent(params) ? scaling : params;
-    const json_t *theta_of = !absent(params) && !absent(json_object_get(params, "rope_theta"))
-                                 ? params
-                                 : json;
-    rc = cfg_double(theta_of, "rope_theta", 10000, 1, 1e15, &a->rope_theta, err);
-    if (rc != ERR_OK || absent(o))
-        return rc;
-    if (!json_is_object(o))
+    if (!absent(o) && !json_is_object(o))
         return mistyped(o == params ? "rope_parameters" : "rope_scaling", o, "an object", err);
-    return read_scaling(o, a, err);
+    const bool inside = !absent(params) && !absent(json_object_get(params, "rope_theta"));
+    int rc = cfg_double(inside ? params : json,
+                        inside ? "rope_theta" : pick(json, f->keys->theta, key), f->absent.theta, 1,
+                        1e15, &a->rope_theta, err);
+    if (rc == ERR_OK)
+        rc = read_rotary(json, o, f, a, err);
+    return rc != ERR_OK || absent(o) ? rc : cfg_rope_scaling(o, a, err);
 }
 
 /* --- end and begin tokens ------------------------------------------------------------- */
@@ -206,11 +229,14 @@ static const struct family *read_family(const json_t *json, struct err *err)
         return NULL;
     }
     const json_t *archs = json_object_get(json, "architectures");
-    if (!absent(archs) && !lists(archs, f->architecture)) {
+    bool known = absent(archs);
+    for (size_t i = 0; i < COUNT(f->architecture) && f->architecture[i] != NULL; i++)
+        known = known || lists(archs, f->architecture[i]);
+    if (!known) {
         const char *got = json_string_value(json_array_get(archs, 0));
         err_set(err, ERR_INVALID,
                 "config.json: architecture \"%.60s\" is not supported; of family %s it is %s",
-                got ? got : "(none)", type, f->architecture);
+                got ? got : "(none)", type, f->architecture[0]);
         return NULL;
     }
     return f;
@@ -236,49 +262,94 @@ static int refuse_foreign(const json_t *json, struct err *err)
                        "4 bit; import the original in F32, F16 or BF16",
                        method ? method : "no method named");
     }
-    const json_t *act = json_object_get(json, "hidden_act");
-    const char *name = json_string_value(act);
-    if (!absent(act) && (name == NULL || (strcmp(name, "silu") != 0 && strcmp(name, "swish") != 0)))
-        return mistyped("hidden_act", act, "\"silu\"", err);
     return ERR_OK;
 }
 
-static int read_shapes(const json_t *json, struct arch *a, struct err *err)
+static const struct {
+    const char *name;
+    enum activation act;
+} act_names[] = {
+    { "silu", ACT_SILU },          { "swish", ACT_SILU },
+    { "gelu_tanh", ACT_GELU_TANH }, { "gelu_new", ACT_GELU_TANH },
+    { "gelu_fast", ACT_GELU_TANH }, { "gelu_pytorch_tanh", ACT_GELU_TANH },
+    { "gelu", ACT_GELU_ERF },
+};
+
+bool activation_parse(const char *name, enum activation *ret)
 {
-    const struct {
-        const char *key;
-        int max, *ret;
-    } fields[] = {
-        { "num_hidden_layers", ARCH_MAX_LAYERS, &a->L },
-        { "hidden_size", 1 << 17, &a->D },
-        { "intermediate_size", 1 << 20, &a->F },
-        { "num_attention_heads", 1 << 12, &a->H },
-        { "vocab_size", 1 << 22, &a->V },
-        { "max_position_embeddings", 1 << 30, &a->max_positions },
-    };
+    for (size_t i = 0; name != NULL && i < COUNT(act_names); i++)
+        if (strcmp(name, act_names[i].name) == 0) {
+            *ret = act_names[i].act;
+            return true;
+        }
+    return false;
+}
+
+/* A family with silu has nothing else; the others have some gelu. */
+static bool act_fits(const struct family *f, enum activation act)
+{
+    return (act == ACT_SILU) == (f->act == ACT_SILU);
+}
+
+static int read_act(const json_t *json, const struct family *f, struct arch *a, struct err *err)
+{
+    a->act = f->act;
+    const json_t *v = f->keys->act ? json_object_get(json, f->keys->act) : NULL;
+    if (absent(v) || (activation_parse(json_string_value(v), &a->act) && act_fits(f, a->act)))
+        return ERR_OK;
+    return mistyped(f->keys->act, v,
+                    f->act == ACT_SILU ? "\"silu\""
+                                       : "\"gelu\", \"gelu_new\" or \"gelu_pytorch_tanh\"",
+                    err);
+}
+
+/* An absent number of key/value heads means as many as query heads in some classes; in others it
+ * has a fixed default that no real checkpoint relies on. */
+static int read_heads(const json_t *json, const struct family *f, struct arch *a, struct err *err)
+{
+    const struct config_keys *k = f->keys;
     int rc = ERR_OK;
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0] && rc == ERR_OK; i++)
-        rc = cfg_int(json, fields[i].key, CFG_REQUIRED, 1, fields[i].max, fields[i].ret, err);
-    /* Llama's class takes an absent number for "as many as query heads"; others have fixed
-     * defaults that no real checkpoint relies on. */
-    if (rc == ERR_OK)
-        rc = cfg_int(json, "num_key_value_heads",
-                     strcmp(a->family, "llama") == 0 ||
-                             json_object_get(json, "num_key_value_heads") != NULL
-                         ? a->H
-                         : CFG_REQUIRED,
+    a->G = a->H;
+    if (k->G != NULL)
+        rc = cfg_int(json, k->G,
+                     f->absent.G_is_H || json_object_get(json, k->G) != NULL ? a->H : CFG_REQUIRED,
                      1, 1 << 12, &a->G, err);
     if (rc != ERR_OK)
         return rc;
-    int hd = a->D / a->H;
-    if (strcmp(a->family, "qwen3") == 0)
-        hd = 128; /* that class's default */
-    else if (absent(json_object_get(json, "head_dim")) && a->D % a->H != 0)
+    const bool given = k->hd != NULL && !absent(json_object_get(json, k->hd));
+    if (!given && f->absent.hd == 0 && a->D % a->H != 0)
         return err_set(err, ERR_INVALID,
-                       "config.json: hidden_size %d is not a multiple of num_attention_heads %d, "
-                       "and head_dim is missing",
-                       a->D, a->H);
-    return cfg_int(json, "head_dim", hd, 1, 1 << 12, &a->hd, err);
+                       "config.json: hidden_size %d is not a multiple of num_attention_heads %d%s",
+                       a->D, a->H, k->hd ? ", and head_dim is missing" : "");
+    a->hd = f->absent.hd > 0 ? f->absent.hd : a->D / a->H;
+    return k->hd != NULL ? cfg_int(json, k->hd, a->hd, 1, 1 << 12, &a->hd, err) : ERR_OK;
+}
+
+static int read_shapes(const json_t *json, const struct family *f, struct arch *a, struct err *err)
+{
+    const struct config_keys *k = f->keys;
+    const struct {
+        const char *key;
+        int max, def, *ret;
+    } fields[] = {
+        { k->L, ARCH_MAX_LAYERS, CFG_REQUIRED, &a->L },
+        { k->D, 1 << 17, CFG_REQUIRED, &a->D },
+        { k->H, 1 << 12, CFG_REQUIRED, &a->H },
+        { k->V, 1 << 22, CFG_REQUIRED, &a->V },
+        { k->positions, 1 << 30, f->absent.positions ? f->absent.positions : CFG_REQUIRED,
+          &a->max_positions },
+    };
+    char key[64];
+    int rc = ERR_OK;
+    for (size_t i = 0; i < COUNT(fields) && rc == ERR_OK; i++)
+        rc = cfg_int(json, pick(json, fields[i].key, key), fields[i].def, 1, fields[i].max,
+                     fields[i].ret, err);
+    if (rc != ERR_OK)
+        return rc;
+    a->F = 4 * a->D;
+    if (k->F != NULL)
+        rc = cfg_int(json, k->F, f->absent.F_is_4D ? a->F : CFG_REQUIRED, 1, 1 << 20, &a->F, err);
+    return rc == ERR_OK ? read_heads(json, f, a, err) : rc;
 }
 
 static int read_config(const json_t *json, const json_t *gen, struct arch *a, struct err *err)
@@ -293,14 +364,16 @@ static int read_config(const json_t *json, const json_t *gen, struct arch *a, st
     snprintf(a->family, sizeof a->family, "%s", f->model_type);
     int rc = refuse_foreign(json, err);
     if (rc == ERR_OK)
-        rc = read_shapes(json, a, err);
+        rc = read_act(json, f, a, err);
     if (rc == ERR_OK)
-        rc = cfg_double(json, "rms_norm_eps", 1e-6, 1e-12, 0.1, &eps, err);
+        rc = read_shapes(json, f, a, err);
+    if (rc == ERR_OK)
+        rc = cfg_double(json, f->keys->eps, f->absent.eps, 1e-12, 0.1, &eps, err);
     a->norm_eps = (float)eps;
+    if (rc == ERR_OK && f->keys->theta != NULL)
+        rc = read_rope(json, f, a, err);
     if (rc == ERR_OK)
-        rc = read_rope(json, a, err);
-    if (rc == ERR_OK)
-        rc = cfg_bool(json, "tie_word_embeddings", false, &a->tied, err);
+        rc = cfg_bool(json, "tie_word_embeddings", f->absent.tied, &a->tied, err);
     if (rc == ERR_OK)
         rc = cfg_int(json, "bos_token_id", -1, 0, a->V - 1, &a->bos, err);
     if (rc == ERR_OK)
@@ -328,7 +401,7 @@ int arch_from_config(const char *config, const char *generation_config, struct a
                      struct err *err)
 {
     json_t *json = NULL, *gen = NULL;
-    struct arch a = { .bos = -1 };
+    struct arch a = { .bos = -1, .rope_theta = 10000, .embed_scale = 1 };
     int rc = parse_json(config, "config.json", &json, err);
     if (rc == ERR_OK)
         rc = parse_json(generation_config, "generation_config.json", &gen, err);
@@ -343,42 +416,63 @@ int arch_from_config(const char *config, const char *generation_config, struct a
 
 /* --- the form in a base file ---------------------------------------------------------- */
 
-/* Integers and truth values of the arch, by the names they have in the base file. */
+enum { ROT_IS_HD = -1 };
+
+/* Numbers and truth values of the arch, by the names they have in the base file.  What files of
+ * before did not have takes its default. */
 struct field {
     const char *key;
     size_t offset;
     int min, max;
+    int def;
 };
-#define INT(name, min_, max_) { #name, offsetof(struct arch, name), min_, max_ }
+#define INT(name, min_, max_, def_) { #name, offsetof(struct arch, name), min_, max_, def_ }
 static const struct field int_fields[] = {
-    INT(L, 1, ARCH_MAX_LAYERS),
-    INT(D, 1, 1 << 17),
-    INT(H, 1, 1 << 12),
-    INT(G, 1, 1 << 12),
-    INT(hd, 1, 1 << 12),
-    INT(F, 1, 1 << 20),
-    INT(V, 1, 1 << 22),
-    INT(max_positions, 1, 1 << 30),
-    INT(rope_original_max, 0, INT32_MAX),
-    INT(window, 0, INT32_MAX),
-    INT(bos, -1, 1 << 22),
+    INT(L, 1, ARCH_MAX_LAYERS, CFG_REQUIRED),
+    INT(D, 1, 1 << 17, CFG_REQUIRED),
+    INT(H, 1, 1 << 12, CFG_REQUIRED),
+    INT(G, 1, 1 << 12, CFG_REQUIRED),
+    INT(hd, 1, 1 << 12, CFG_REQUIRED),
+    INT(F, 1, 1 << 20, CFG_REQUIRED),
+    INT(V, 1, 1 << 22, CFG_REQUIRED),
+    INT(max_positions, 1, 1 << 30, CFG_REQUIRED),
+    INT(rope_original_max, 0, INT32_MAX, CFG_REQUIRED),
+    INT(window, 0, INT32_MAX, CFG_REQUIRED),
+    INT(bos, -1, 1 << 22, CFG_REQUIRED),
+    INT(rot, 0, 1 << 12, ROT_IS_HD),
 };
 static const struct field bool_fields[] = {
-    INT(qkv_bias, 0, 1), INT(o_bias, 0, 1), INT(mlp_bias, 0, 1), INT(qk_norm, 0, 1),
-    INT(tied, 0, 1),
+    INT(qkv_bias, 0, 1, 0), INT(o_bias, 0, 1, 0), INT(mlp_bias, 0, 1, 0), INT(qk_norm, 0, 1, 0),
+    INT(tied, 0, 1, 0),     INT(parallel, 0, 1, 0),
 };
 static const struct field double_fields[] = {
-    INT(rope_theta, 0, 0), INT(rope_factor, 0, 0), INT(rope_low_freq, 0, 0),
-    INT(rope_high_freq, 0, 0),
+    INT(rope_theta, 0, 0, CFG_REQUIRED),    INT(rope_factor, 0, 0, CFG_REQUIRED),
+    INT(rope_low_freq, 0, 0, CFG_REQUIRED), INT(rope_high_freq, 0, 0, CFG_REQUIRED),
+    INT(rope_theta_local, 0, 0, 0),         INT(attn_scale, 0, 0, 0),
+    INT(attn_softcap, 0, 0, 0),             INT(final_softcap, 0, 0, 0),
+    INT(embed_scale, 0, 0, 1),
 };
 #undef INT
-#define COUNT(t) (sizeof(t) / sizeof(t)[0])
 
 static const char *const scaling_names[] = { "default", "linear", "llama3" };
+static const char *const kept_acts[] = { "silu", "gelu_tanh", "gelu" };
+
+static json_t *layers_where(const struct arch *a, bool (*fn)(const struct arch *, int), bool value)
+{
+    json_t *list = json_array();
+    int bad = 0;
+    for (int l = 0; l < a->L; l++)
+        if (fn(a, l) == value)
+            bad |= json_array_append_new(list, json_integer(l));
+    if (!bad)
+        return list;
+    json_decref(list);
+    return NULL;
+}
 
 char *arch_to_json(const struct arch *a)
 {
-    json_t *o = json_object(), *eos = json_array(), *windowed = json_array();
+    json_t *o = json_object(), *eos = json_array();
     const char *base = (const char *)a;
     int bad = json_object_set_new(o, "family", json_string(a->family));
     for (size_t i = 0; i < COUNT(int_fields); i++)
@@ -396,11 +490,11 @@ char *arch_to_json(const struct arch *a)
     bad |= json_object_set_new(o, "rope_scaling", json_string(scaling_names[a->rope_scaling]));
     for (int i = 0; i < a->neos; i++)
         bad |= json_array_append_new(eos, json_integer(a->eos[i]));
-    for (int l = 0; l < a->L; l++)
-        if (arch_layer_windowed(a, l))
-            bad |= json_array_append_new(windowed, json_integer(l));
+    bad |= json_object_set_new(o, "act", json_string(kept_acts[a->act]));
     bad |= json_object_set_new(o, "eos", eos);
-    bad |= json_object_set_new(o, "windowed", windowed);
+    bad |= json_object_set_new(o, "windowed", layers_where(a, arch_layer_windowed, true));
+    if (a->rot > 0)
+        bad |= json_object_set_new(o, "no_rope", layers_where(a, arch_layer_rope, false));
     char *text = bad ? NULL : json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
     json_decref(o);
     return text;
@@ -425,11 +519,19 @@ static int read_list(const json_t *o, const char *key, int max, size_t limit, in
     return ERR_OK;
 }
 
+static int read_kept_act(const json_t *o, struct arch *a, struct err *err)
+{
+    const json_t *v = json_object_get(o, "act");
+    if (v == NULL || activation_parse(json_string_value(v), &a->act))
+        return ERR_OK;
+    return mistyped("act", v, "the name of an activation", err);
+}
+
 static int read_kept(const json_t *o, struct arch *a, struct err *err)
 {
     char *base = (char *)a;
     double eps = 0;
-    int windowed[ARCH_MAX_LAYERS], n = 0;
+    int layers[ARCH_MAX_LAYERS], n = 0;
     const char *family = json_string_value(json_object_get(o, "family"));
     const char *scaling = json_string_value(json_object_get(o, "rope_scaling"));
     if (family == NULL || family_find(family) == NULL)
@@ -438,13 +540,16 @@ static int read_kept(const json_t *o, struct arch *a, struct err *err)
     snprintf(a->family, sizeof a->family, "%s", family);
     int rc = ERR_OK;
     for (size_t i = 0; i < COUNT(int_fields) && rc == ERR_OK; i++)
-        rc = cfg_int(o, int_fields[i].key, CFG_REQUIRED, int_fields[i].min, int_fields[i].max,
+        rc = cfg_int(o, int_fields[i].key, int_fields[i].def, int_fields[i].min, int_fields[i].max,
                      (int *)(base + int_fields[i].offset), err);
+    if (a->rot == ROT_IS_HD)
+        a->rot = a->hd;
     for (size_t i = 0; i < COUNT(bool_fields) && rc == ERR_OK; i++)
         rc = cfg_bool(o, bool_fields[i].key, false, (bool *)(base + bool_fields[i].offset), err);
     for (size_t i = 0; i < COUNT(double_fields) && rc == ERR_OK; i++) {
         double v = 0;
-        rc = cfg_double(o, double_fields[i].key, NAN, 0, 1e15, &v, err);
+        const int def = double_fields[i].def;
+        rc = cfg_double(o, double_fields[i].key, def == CFG_REQUIRED ? NAN : def, 0, 1e15, &v, err);
         memcpy(base + double_fields[i].offset, &v, sizeof v);
     }
     if (rc == ERR_OK)
@@ -452,9 +557,16 @@ static int read_kept(const json_t *o, struct arch *a, struct err *err)
     if (rc == ERR_OK)
         rc = read_list(o, "eos", a->V, ARCH_MAX_EOS, a->eos, &a->neos, err);
     if (rc == ERR_OK)
-        rc = read_list(o, "windowed", a->L, ARCH_MAX_LAYERS, windowed, &n, err);
+        rc = read_list(o, "windowed", a->L, ARCH_MAX_LAYERS, layers, &n, err);
     for (int i = 0; i < n && rc == ERR_OK; i++)
-        arch_set_windowed(a, windowed[i]);
+        arch_set_windowed(a, layers[i]);
+    n = 0;
+    if (rc == ERR_OK && json_object_get(o, "no_rope") != NULL)
+        rc = read_list(o, "no_rope", a->L, ARCH_MAX_LAYERS, layers, &n, err);
+    for (int i = 0; i < n && rc == ERR_OK; i++)
+        arch_set_no_rope(a, layers[i]);
+    if (rc == ERR_OK)
+        rc = read_kept_act(o, a, err);
     a->norm_eps = (float)eps;
     if (rc != ERR_OK)
         return rc;
@@ -470,7 +582,7 @@ static int read_kept(const json_t *o, struct arch *a, struct err *err)
 int arch_from_json(const char *json, struct arch *ret, struct err *err)
 {
     json_t *o = NULL;
-    struct arch a = { .bos = -1 };
+    struct arch a = { .bos = -1, .rope_theta = 10000, .embed_scale = 1 };
     int rc = parse_json(json, "lorad.arch", &o, err);
     if (rc == ERR_OK)
         rc = read_kept(o, &a, err);
@@ -481,27 +593,14 @@ int arch_from_json(const char *json, struct arch *ret, struct err *err)
 }
 
 /* What cannot be seen from one field alone.  A base file is as hostile as a config.json. */
-int arch_check(const struct arch *a, struct err *err)
+static int check_rope(const struct arch *a, const struct family *f, struct err *err)
 {
-    static const uint8_t none[sizeof a->windowed];
-    if (a->H % a->G != 0)
-        return err_set(err, ERR_INVALID,
-                       "model config: num_attention_heads %d is not a multiple of "
-                       "num_key_value_heads %d",
-                       a->H, a->G);
-    if (a->hd % 2 != 0)
-        return err_set(err, ERR_INVALID, "model config: head_dim %d is odd; rope needs pairs",
-                       a->hd);
-    if ((int64_t)a->H * a->hd > 1 << 20)
-        return err_set(err, ERR_INVALID,
-                       "model config: %d heads of %d are %lld wide; the limit is %d", a->H, a->hd,
-                       (long long)a->H * a->hd, 1 << 20);
-    if (a->bos >= a->V)
-        return err_set(err, ERR_INVALID, "model config: bos_token_id %d is not below vocab_size %d",
-                       a->bos, a->V);
-    if (a->window == 0 && memcmp(a->windowed, none, sizeof none) != 0)
-        return err_set(err, ERR_INVALID, "model config: layers have a sliding window of no size");
-    if (!(a->rope_theta >= 1) || (a->rope_scaling != ROPE_PLAIN && !(a->rope_factor > 0)))
+    const bool has = f->position == POS_ROPE_HALF || f->position == POS_ROPE_INTERLEAVED;
+    if (a->rot % 2 != 0 || a->rot > a->hd || (a->rot > 0) != has)
+        return err_set(err, ERR_INVALID, "model config: rope cannot turn %d of %d numbers of a head",
+                       a->rot, a->hd);
+    if (!(a->rope_theta >= 1) || (a->rope_theta_local != 0 && !(a->rope_theta_local >= 1)) ||
+        (a->rope_scaling != ROPE_PLAIN && !(a->rope_factor > 0)))
         return err_set(err, ERR_INVALID, "model config: rope_theta %g with factor %g is no rope",
                        a->rope_theta, a->rope_factor);
     if (a->rope_scaling == ROPE_LLAMA3 &&
@@ -510,4 +609,41 @@ int arch_check(const struct arch *a, struct err *err)
                        "model config: high_freq_factor %g is not above low_freq_factor %g",
                        a->rope_high_freq, a->rope_low_freq);
     return ERR_OK;
+}
+
+int arch_check(const struct arch *a, struct err *err)
+{
+    static const uint8_t none[sizeof a->windowed];
+    const struct family *f = family_find(a->family);
+    if (a->H % a->G != 0)
+        return err_set(err, ERR_INVALID,
+                       "model config: num_attention_heads %d is not a multiple of "
+                       "num_key_value_heads %d",
+                       a->H, a->G);
+    if (f->qkv_by_head && a->G != a->H)
+        return err_set(err, ERR_INVALID,
+                       "model config: a %s model has as many key/value heads as heads, not %d of %d",
+                       a->family, a->G, a->H);
+    if (a->hd % 2 != 0)
+        return err_set(err, ERR_INVALID, "model config: head_dim %d is odd; rope needs pairs",
+                       a->hd);
+    if (((int64_t)a->H + 2 * a->G) * a->hd > 3 << 20 || (int64_t)a->H * a->hd > 1 << 20)
+        return err_set(err, ERR_INVALID,
+                       "model config: %d heads of %d are %lld wide; the limit is %d", a->H, a->hd,
+                       (long long)a->H * a->hd, 1 << 20);
+    if (a->bos >= a->V)
+        return err_set(err, ERR_INVALID, "model config: bos_token_id %d is not below vocab_size %d",
+                       a->bos, a->V);
+    if (a->window == 0 && memcmp(a->windowed, none, sizeof none) != 0)
+        return err_set(err, ERR_INVALID, "model config: layers have a sliding window of no size");
+    if (!act_fits(f, a->act))
+        return err_set(err, ERR_INVALID, "model config: %s is no activation of a %s model",
+                       kept_acts[a->act], a->family);
+    if (f->position == POS_LEARNED && a->max_positions > 1 << 22)
+        return err_set(err, ERR_INVALID, "model config: %d learned positions are too many",
+                       a->max_positions);
+    if (!(a->embed_scale > 0 && a->embed_scale <= 1e6 && a->attn_scale <= 1e6))
+        return err_set(err, ERR_INVALID, "model config: embeddings times %g, scores times %g",
+                       a->embed_scale, a->attn_scale);
+    return check_rope(a, f, err);
 }

@@ -1,4 +1,4 @@
-/* arch_int.h - shared by arch.c and arch_config.c: typed reading of config.json.
+/* arch_int.h - shared by arch.c, arch_families.c and arch_config.c: typed reading of config.json.
  *
  * A field that is missing or null takes the default; one of another type or outside its range is
  * an error that names field and value.  The same functions read the form kept in a base file, so
@@ -28,5 +28,11 @@ int cfg_double(const json_t *o, const char *key, double def, double min, double 
 /* All numbers of an arch are within what the engine can index, and fit each other. */
 int arch_check(const struct arch *a, struct err *err);
 void arch_set_windowed(struct arch *a, int layer);
+void arch_set_no_rope(struct arch *a, int layer);
+
+/* Kind and numbers of rope scaling, from an object with rope_type or type. */
+int cfg_rope_scaling(const json_t *o, struct arch *a, struct err *err);
+/* "gelu_new" and the like. */
+bool activation_parse(const char *name, enum activation *ret);
 
 #endif

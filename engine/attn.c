@@ -13,6 +13,7 @@
 struct query {
     const float *q;
     float *out;
+    float slope;
     int lo, hi; /* visible positions [lo, hi) */
     struct ops_softmax m;
     _Alignas(64) float s[OPS_TILE];
@@ -30,7 +31,6 @@ static int imax(int a, int b) { return a > b ? a : b; }
 static void tile_scores(const struct ops *ops, const struct attn_layer *a, const struct tile *t,
                         struct query *q, int nq, bool f32)
 {
-    const float scale = 1.0f / sqrtf((float)a->hd);
     const float *in[OPS_QUERIES];
     float *s[OPS_QUERIES];
     for (int p = t->page_lo; p < t->page_hi; p++) {
@@ -38,7 +38,12 @@ static void tile_scores(const struct ops *ops, const struct attn_layer *a, const
             in[i] = q[i].q;
             s[i] = q[i].s + p * KV_PAGE;
         }
-        ops->scores(t->k[p], f32, a->hd, scale, nq, in, s);
+        ops->scores(t->k[p], f32, a->hd, a->scale, nq, in, s);
+        for (int i = 0; i < nq && a->softcap > 0; i++)
+            ops->softcap(a->softcap, KV_PAGE, s[i]);
+        for (int i = 0; i < nq && a->slopes != NULL; i++)
+            for (int j = 0; j < KV_PAGE; j++)
+                s[i][j] += q[i].slope * (float)(t->begin + p * KV_PAGE + j + 1 - q[i].hi);
     }
 }
 
@@ -121,8 +126,9 @@ void attn_rows(const struct ops *ops, const struct attn_layer *a, const int32_t 
         for (int i = 0; i < nq; i++) {
             int r = (first + i) / heads, h = g * heads + (first + i) % heads;
             size_t at = ((size_t)(row + r) * (size_t)a->H + (size_t)h) * (size_t)a->hd;
-            q[i].q = a->q + at;
+            q[i].q = a->q + (size_t)(row + r) * (size_t)a->q_ld + (size_t)h * (size_t)a->q_step;
             q[i].out = a->out + at;
+            q[i].slope = a->slopes != NULL ? a->slopes[h] : 0;
             q[i].hi = pos + r + 1;
             q[i].lo = a->window > 0 ? imax(0, q[i].hi - a->window) : 0;
         }
@@ -152,16 +158,25 @@ static void store_f16(const struct ops *ops, uint16_t *kt, uint16_t *v, int at, 
 }
 
 void attn_store(const struct ops *ops, const struct kv_cache *kv, const int32_t *pages, int layer,
-                int G, int hd, int pos, const float *k, const float *v)
+                int G, int hd, int pos, const float *k, const float *v, int step)
 {
     const bool f32 = kv_is_f32(kv);
     const int page = pages[pos / KV_PAGE], at = pos % KV_PAGE;
     for (int g = 0; g < G; g++) {
         void *kt = kv_k(kv, page, layer, g), *vt = kv_v(kv, page, layer, g);
-        const size_t off = (size_t)g * (size_t)hd;
+        const size_t off = (size_t)g * (size_t)step;
         if (f32)
             store_f32(kt, vt, at, hd, k + off, v + off);
         else
             store_f16(ops, kt, vt, at, hd, k + off, v + off);
     }
+}
+
+void attn_slopes(int H, float *ret)
+{
+    int P = 1;
+    while (2 * P <= H)
+        P *= 2;
+    for (int h = 0; h < H; h++)
+        ret[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
 }

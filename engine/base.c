@@ -31,6 +31,7 @@ struct loader {
     const struct st_file *file;
     struct base *base;
     bool fill, use_mmap, keep_f32;
+    float plus_one;    /* added to weights of norms: 1 with NORM_RMS_PLUS_ONE */
     uint8_t *arena;    /* NULL while measuring */
     size_t used;       /* bytes of the arena */
     size_t mapped;     /* bytes that stay in the file's map */
@@ -219,21 +220,24 @@ static int load_matrix(struct loader *ld, const struct weight *w, struct matrix 
     *ret = (struct matrix){ .N = w->N, .K = w->K };
     if (t == NULL || t->dtype == DT_F32 || t->dtype == DT_BF16)
         return load_dense(ld, w, t ? t->dtype : DT_F32, ret);
-    if (w->kind == W_EMBED)
+    if (w->kind == W_EMBED || w->kind == W_POSITIONS)
         return err_set(ld->err, ERR_INVALID, "tensor %s has type %s, where F32 or BF16 is needed",
                        w->name, t->dtype_name);
     return st_find(ld->file, base_part(w->name, ".scale").s) ? load_q8(ld, w, ret)
                                                               : load_nf4(ld, w, ret);
 }
 
-static int load_vector(struct loader *ld, const struct weight *w, const float **ret)
+static int load_vector(struct loader *ld, const struct weight *w, float plus, const float **ret)
 {
     const struct st_tensor *t = need(ld, w->name, "", DT_F32, (size_t)w->N * 4);
     if (t == NULL)
         return ERR_INVALID;
     float *v = take(ld, t->bytes);
     *ret = v; /* NOLINT(clang-analyzer-core.NullDereference): read_meta() made b->layers */
-    return v ? st_f32(t, 0, (size_t)w->N, v, ld->err) : ERR_OK;
+    int rc = v ? st_f32(t, 0, (size_t)w->N, v, ld->err) : ERR_OK;
+    for (int i = 0; v != NULL && plus != 0 && i < w->N; i++)
+        v[i] += plus;
+    return rc;
 }
 
 /* --- the walk ------------------------------------------------------------------------- */
@@ -242,9 +246,14 @@ static int load_weight(struct loader *ld, const struct weight *w)
 {
     struct base *b = ld->base;
     struct base_layer *layer = &b->layers[w->layer < 0 ? 0 : w->layer];
+    struct base_norm *norm = w->norm == NORM_EMBED   ? &b->norm_embed
+                             : w->norm == NORM_FINAL ? &b->norm_final
+                                                     : &layer->norm[w->norm];
     switch (w->kind) {
     case W_EMBED:
         return load_matrix(ld, w, &b->embed);
+    case W_POSITIONS:
+        return load_matrix(ld, w, &b->positions);
     case W_HEAD:
         if (b->arch.tied && st_find(ld->file, w->name) == NULL) {
             b->head = b->embed;
@@ -254,17 +263,11 @@ static int load_weight(struct loader *ld, const struct weight *w)
     case W_LINEAR:
         return load_matrix(ld, w, &layer->mod[w->module].w);
     case W_BIAS:
-        return load_vector(ld, w, &layer->mod[w->module].bias);
-    case W_NORM_FINAL:
-        return load_vector(ld, w, &b->norm_final);
-    case W_NORM_ATTN:
-        return load_vector(ld, w, &layer->norm_attn);
-    case W_NORM_MLP:
-        return load_vector(ld, w, &layer->norm_mlp);
-    case W_Q_NORM:
-        return load_vector(ld, w, &layer->q_norm);
-    case W_K_NORM:
-        return load_vector(ld, w, &layer->k_norm);
+        return load_vector(ld, w, 0, &layer->mod[w->module].bias);
+    case W_NORM:
+        return load_vector(ld, w, ld->plus_one, &norm->w);
+    case W_NORM_BIAS:
+        return load_vector(ld, w, 0, &norm->bias);
     }
     return err_set(ld->err, ERR_INTERNAL, "weight %s is of no known kind", w->name);
 }
@@ -358,6 +361,8 @@ static int measure(struct loader *ld, struct st_file **ret_file, const char *pat
     rc = read_meta(ld->base, ld->file, path, ld->err);
     if (rc == ERR_OK)
         rc = base_weights(&ld->base->arch, ret_weights, ret_n, ld->err);
+    if (rc == ERR_OK)
+        ld->plus_one = family_find(ld->base->arch.family)->norm_kind == NORM_RMS_PLUS_ONE;
     if (rc == ERR_OK)
         rc = walk(ld, *ret_weights, *ret_n);
     return rc == ERR_OK ? check_no_more(ld) : rc;

@@ -19,8 +19,9 @@
  *                      quantisation; never made by import itself
  *   8 bit (head)       X U8 [q8_bytes], X.scale F16
  *   f32 / bf16         X F32 or BF16 in its own shape; norms and biases are always F32
- * Tied heads are written as their own tensor `lm_head.weight` unless head and embedding have
- * the same type.
+ * Weights that the source stores as [in, out] (GPT-2) are transposed first, and names have the
+ * prefix that its files may leave away.  Tied heads are written as their own tensor
+ * `lm_head.weight` unless head and embedding have the same type.
  *
  * Tensors named __pad.N fill up to 64-byte boundaries and mean nothing.
  *
@@ -28,7 +29,7 @@
  * name, a NUL, and the 32 bytes of its digest.  A digest is sha256 over a line of text and bytes:
  *   quantised linear layers   "NF4 [N,K]\n", reference codes, nested codes, nested absmax, offset
  *   with plain scales         "NF4 plain [N,K]\n", reference codes, absmax
- *   all others                "DTYPE [shape]\n", the source's bytes
+ *   all others                "DTYPE [shape]\n", the source's shape and bytes
  * So packing, head type and format version do not change the hash, and `--type f32` does.
  *
  * The digest of a matrix that bitsandbytes has quantised to NF4 is always made from its codes and
@@ -48,10 +49,14 @@ struct base_linear {
     const float *bias; /* [N] or NULL */
 };
 
+/* w NULL: the model has no such norm.  bias: of a LayerNorm, else NULL. */
+struct base_norm {
+    const float *w, *bias;
+};
+
 struct base_layer {
-    const float *norm_attn, *norm_mlp;  /* [D] */
-    const float *q_norm, *k_norm;       /* [hd] or NULL */
-    struct base_linear mod[MOD_COUNT];
+    struct base_norm norm[LAYER_NORMS]; /* [D]; of q and k [hd] */
+    struct base_linear mod[MOD_COUNT];  /* those of the family */
 };
 
 struct base {
@@ -62,8 +67,9 @@ struct base {
     uint8_t hash[32];
     bool is_f32;               /* made with --type f32: KV is fp32 then */
     struct matrix embed;       /* [V, D], MAT_F32 or MAT_BF16 */
+    struct matrix positions;   /* [max_positions, D] with POS_LEARNED: as embed */
     struct matrix head;        /* [V, D] */
-    const float *norm_final;   /* [D] */
+    struct base_norm norm_embed, norm_final; /* [D]; norm_embed.w may be NULL */
     struct base_layer *layers; /* [L] */
     const char *tokenizer_json; /* NUL-terminated */
     size_t tokenizer_json_len;

@@ -11,9 +11,9 @@
 #define BASE_FORMAT "1"
 
 enum weight_kind {
-    W_EMBED, W_NORM_FINAL, W_HEAD,                    /* of the model */
-    W_NORM_ATTN, W_NORM_MLP, W_Q_NORM, W_K_NORM,      /* of a layer */
-    W_LINEAR, W_BIAS,                                 /* of a module of a layer */
+    W_EMBED, W_POSITIONS, W_HEAD, /* of the model */
+    W_NORM, W_NORM_BIAS,          /* of the model or of a layer */
+    W_LINEAR, W_BIAS,             /* of a module of a layer */
 };
 
 struct weight {
@@ -21,6 +21,7 @@ struct weight {
     enum weight_kind kind;
     int layer;
     enum module module;
+    enum norm norm;
     int N, K; /* K = 0: a vector of N */
 };
 

@@ -11,49 +11,64 @@ struct list {
 };
 
 /* `format` has one %d for the layer, or none (layer -1). */
-static void add(struct list *l, enum weight_kind kind, int layer, const char *format, int N, int K)
+static struct weight *add(struct list *l, enum weight_kind kind, int layer, const char *format,
+                          int N, int K)
 {
     struct weight *w = &l->items[l->n++];
+    const bool bias = kind == W_BIAS || kind == W_NORM_BIAS;
     char path[100];
     snprintf(path, sizeof path, format, layer);
     *w = (struct weight){ .kind = kind, .layer = layer, .N = N, .K = K };
-    snprintf(w->name, sizeof w->name, "%s.%s", path, kind == W_BIAS ? "bias" : "weight");
+    snprintf(w->name, sizeof w->name, "%s.%s", path, bias ? "bias" : "weight");
+    return w;
+}
+
+static void add_norm(struct list *l, int layer, enum norm norm, int N)
+{
+    const char *format = l->family->norm_path[norm];
+    if (format == NULL)
+        return;
+    add(l, W_NORM, layer, format, N, 0)->norm = norm;
+    if (l->family->norm_kind == NORM_LAYER)
+        add(l, W_NORM_BIAS, layer, format, N, 0)->norm = norm;
 }
 
 static void add_layer(struct list *l, const struct arch *a, int layer)
 {
-    const struct family *f = l->family;
-    add(l, W_NORM_ATTN, layer, f->norm_attn, a->D, 0);
-    if (a->qk_norm) {
-        add(l, W_Q_NORM, layer, f->q_norm, a->hd, 0);
-        add(l, W_K_NORM, layer, f->k_norm, a->hd, 0);
+    for (int i = 0; i < LAYER_NORMS; i++) {
+        const enum norm norm = (enum norm)i;
+        const bool of_heads = norm == NORM_Q || norm == NORM_K;
+        if (!of_heads || a->qk_norm)
+            add_norm(l, layer, norm, of_heads ? a->hd : a->D);
     }
-    add(l, W_NORM_MLP, layer, f->norm_mlp, a->D, 0);
     for (int m = 0; m < MOD_COUNT; m++) {
-        enum module mod = (enum module)m;
-        add(l, W_LINEAR, layer, f->module_path[m], arch_out(a, mod), arch_in(a, mod));
-        l->items[l->n - 1].module = mod;
-        if (!arch_has_bias(a, mod))
+        const enum module mod = (enum module)m;
+        const char *path = l->family->module_path[m];
+        if (path == NULL)
             continue;
-        add(l, W_BIAS, layer, f->module_path[m], arch_out(a, mod), 0);
-        l->items[l->n - 1].module = mod;
+        add(l, W_LINEAR, layer, path, arch_out(a, mod), arch_in(a, mod))->module = mod;
+        if (arch_has_bias(a, mod))
+            add(l, W_BIAS, layer, path, arch_out(a, mod), 0)->module = mod;
     }
 }
 
 int base_weights(const struct arch *a, struct weight **ret, size_t *ret_n, struct err *err)
 {
-    enum { PER_LAYER = 4 + 2 * MOD_COUNT, OTHERS = 3 };
+    enum { PER_LAYER = 2 * LAYER_NORMS + 2 * MOD_COUNT, OTHERS = 3 + 4 };
     struct list l = { .family = family_find(a->family) };
-    if (l.family == NULL || (a->qk_norm && l.family->q_norm == NULL))
+    if (l.family == NULL || (a->qk_norm && l.family->norm_path[NORM_Q] == NULL))
         return err_set(err, ERR_INVALID, "model config: family %s has no norm of q and k",
                        a->family);
     l.items = calloc((size_t)a->L * PER_LAYER + OTHERS, sizeof *l.items);
     if (l.items == NULL)
         return err_nomem(err);
     add(&l, W_EMBED, -1, l.family->embed, a->V, a->D);
+    if (l.family->position == POS_LEARNED)
+        add(&l, W_POSITIONS, -1, l.family->positions, a->max_positions, a->D);
+    add_norm(&l, -1, NORM_EMBED, a->D);
     for (int layer = 0; layer < a->L; layer++)
         add_layer(&l, a, layer);
-    add(&l, W_NORM_FINAL, -1, l.family->norm_final, a->D, 0);
+    add_norm(&l, -1, NORM_FINAL, a->D);
     add(&l, W_HEAD, -1, l.family->head, a->V, a->D);
     *ret = l.items;
     *ret_n = l.n;

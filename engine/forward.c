@@ -1,7 +1,12 @@
 /* forward.c - the transformer block, over all rows of a step.
  *
  * Per layer:  h = norm(x);  q, k, v = h W + LoRA;  norms of q and k if the family has them;  rope;
- * store k, v;  attention;  x += attention W + LoRA;  h = norm(x);  x += down(silu(gate) * up).
+ * store k, v;  attention;  x += attention W + LoRA;  h = norm(x);  x += down(act(gate) * up).
+ * Families differ in what arch.h lists, and all go through the same few loops:
+ *   q, k, v in one matrix     its product is not taken apart: `struct heads` says where heads lie
+ *   gate and up in one        the same, with the row length of the product
+ *   norms after a block       on what it gives, in the loop that adds it to x
+ *   parallel residual         that loop takes the norm before it adds
  * All keys of a step are stored before any row attends, so rows of one chunk see each other.
  *
  * In the last layer only rows whose logits are wanted go past their keys and values: the others'
@@ -16,6 +21,7 @@
 #include "engine/ops.h"
 #include "engine/rope.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,21 +45,32 @@ struct piece {
     int level; /* log2 of the cost */
 };
 
+/* Where q, k or v are: head h of row r at p + r * ld + h * step. */
+struct heads {
+    float *p;
+    int ld, step;
+};
+
 struct forward {
     const struct base *base;
+    const struct family *family;
     const struct compute *compute;
     struct kv_cache *kv;
     const struct ops *ops;
-    struct rope *rope;
+    struct rope *rope[2];      /* rope[1] of layers with a window, if they have their own; or NULL */
+    int nropes;
+    float *slopes;             /* [H] with ALiBi */
     int max_rows, max_logits;
     struct act act;
     void *mem;
     size_t mem_bytes;
     /* [max_rows][...] unless said otherwise */
     float *x, *h, *t;          /* residual stream; a normed copy; what a block adds.  [D] */
-    float *q, *k, *v, *att;    /* [H hd], [G hd], [G hd], [H hd] */
-    float *gate, *up;          /* [F], in the same memory as q, k, v, att */
-    float *cos, *sin;          /* [hd / 2] */
+    struct heads q, k, v;      /* in matrices of their own, or in one */
+    float *att;                /* [H hd] */
+    float *gate, *up;          /* rows ld_gate apart, in the same memory as q, k, v, att */
+    int ld_gate;               /* F, or 2 F if they are halves of one product */
+    float *cos, *sin;          /* [nropes][rot / 2] */
     float *lora;
     float *logits;             /* [max_logits][V] */
     struct row *rows;
@@ -74,27 +91,54 @@ static void *carve(char *mem, size_t *at, size_t bytes)
     return p;
 }
 
+static bool is_fused(const struct forward *f) { return f->family->module_path[MOD_QKV] != NULL; }
+
+/* Products of q, k and v, [max_rows][...] each or together. */
+static void lay_out_heads(struct forward *f, const struct arch *a, size_t T, size_t *at)
+{
+    const size_t one = sizeof(float), Q = (size_t)a->H * (size_t)a->hd;
+    const size_t K = (size_t)a->G * (size_t)a->hd;
+    char *m = f->mem;
+    if (!is_fused(f)) {
+        f->q = (struct heads){ carve(m, at, T * Q * one), (int)Q, a->hd };
+        f->k = (struct heads){ carve(m, at, T * K * one), (int)K, a->hd };
+        f->v = (struct heads){ carve(m, at, T * K * one), (int)K, a->hd };
+        return;
+    }
+    const bool by_head = f->family->qkv_by_head;
+    const int ld = (int)(Q + 2 * K), step = by_head ? 3 * a->hd : a->hd;
+    float *all = carve(m, at, T * (size_t)ld * one);
+    f->q = f->k = f->v = (struct heads){ all, ld, step };
+    if (all != NULL) {
+        f->k.p = all + (by_head ? (size_t)a->hd : Q);
+        f->v.p = f->k.p + (by_head ? (size_t)a->hd : K);
+    }
+}
+
 /* Set the pointers into f->mem (or nowhere, to measure); returns the bytes. */
 static size_t lay_out(struct forward *f, const struct arch *a, int max_rows, int max_logits)
 {
-    const size_t T = (size_t)max_rows, one = sizeof(float), D = (size_t)a->D;
-    const size_t Q = (size_t)a->H * (size_t)a->hd, K = (size_t)a->G * (size_t)a->hd;
-    const size_t F = (size_t)a->F;
+    const size_t T = (size_t)max_rows, one = sizeof(float), D = (size_t)a->D, F = (size_t)a->F;
+    const size_t angles = (size_t)f->nropes * (size_t)(a->rot / 2);
+    const bool one_product = f->family->module_path[MOD_GATE_UP] != NULL;
     char *m = f->mem;
     size_t at = 0;
     f->x = carve(m, &at, T * D * one);
     f->h = carve(m, &at, T * D * one);
     f->t = carve(m, &at, T * D * one);
     size_t shared = at;
-    f->q = carve(m, &at, T * Q * one);
-    f->k = carve(m, &at, T * K * one);
-    f->v = carve(m, &at, T * K * one);
-    f->att = carve(m, &at, T * Q * one);
-    f->gate = carve(m, &shared, T * F * one);
-    f->up = carve(m, &shared, T * F * one);
+    lay_out_heads(f, a, T, &at);
+    f->att = carve(m, &at, T * (size_t)a->H * (size_t)a->hd * one);
+    f->ld_gate = one_product ? 2 * a->F : a->F;
+    f->gate = carve(m, &shared, T * (size_t)f->ld_gate * one);
+    if (one_product)
+        f->up = m != NULL ? f->gate + F : NULL;
+    else
+        f->up = f->family->module_path[MOD_GATE] ? carve(m, &shared, T * F * one) : NULL;
     at = at > shared ? at : shared;
-    f->cos = carve(m, &at, T * (size_t)(a->hd / 2) * one);
-    f->sin = carve(m, &at, T * (size_t)(a->hd / 2) * one);
+    f->cos = carve(m, &at, T * angles * one);
+    f->sin = carve(m, &at, T * angles * one);
+    f->slopes = carve(m, &at, (size_t)a->H * one);
     f->lora = carve(m, &at, lora_scratch(max_rows) * one);
     f->logits = carve(m, &at, (size_t)max_logits * (size_t)a->V * one);
     f->rows = carve(m, &at, T * sizeof *f->rows);
@@ -102,6 +146,13 @@ static size_t lay_out(struct forward *f, const struct arch *a, int max_rows, int
     f->pieces = carve(m, &at, T * sizeof *f->pieces);
     f->sorted = carve(m, &at, T * sizeof *f->sorted);
     return at;
+}
+
+/* What lay_out() needs to know. */
+static void set_kind(struct forward *f, const struct arch *a)
+{
+    f->family = family_find(a->family);
+    f->nropes = a->rot == 0 ? 0 : a->rope_theta_local > 0 ? 2 : 1;
 }
 
 static int widest(const struct arch *a)
@@ -114,8 +165,10 @@ static int widest(const struct arch *a)
 size_t forward_bytes(const struct base *b, int max_rows, int max_logits)
 {
     struct forward f = { .mem = NULL };
+    set_kind(&f, &b->arch);
     /* Packed activations take at most 2 bytes per element, and scales. */
-    return lay_out(&f, &b->arch, max_rows, max_logits) + rope_bytes(&b->arch) +
+    return lay_out(&f, &b->arch, max_rows, max_logits) +
+           (size_t)f.nropes * rope_bytes(&b->arch) +
            (size_t)max_rows * ((size_t)widest(&b->arch) * 9 / 4 + 256);
 }
 
@@ -126,6 +179,7 @@ int forward_create(const struct base *b, const struct compute *c, struct kv_cach
     if (f == NULL)
         return err_nomem(err);
     f->base = b;
+    set_kind(f, &b->arch);
     f->compute = c;
     f->kv = kv;
     f->ops = ops_for(c->isa);
@@ -139,12 +193,19 @@ int forward_create(const struct base *b, const struct compute *c, struct kv_cach
         lay_out(f, &b->arch, max_rows, max_logits);
         rc = act_reserve(&f->act, max_rows, widest(&b->arch), err);
     }
-    if (rc == ERR_OK)
-        rc = rope_create(&b->arch, &f->rope, err);
+    if (rc == ERR_OK && f->nropes > 0)
+        rc = rope_create(&b->arch, &f->rope[0], err);
+    if (rc == ERR_OK && f->nropes > 1) {
+        struct arch local = b->arch;
+        local.rope_theta = local.rope_theta_local;
+        local.rope_scaling = ROPE_PLAIN;
+        rc = rope_create(&local, &f->rope[1], err);
+    }
     if (rc != ERR_OK) {
         forward_destroy(f);
         return rc;
     }
+    attn_slopes(b->arch.H, f->slopes);
     *ret = f;
     return ERR_OK;
 }
@@ -153,7 +214,8 @@ void forward_destroy(struct forward *f)
 {
     if (f == NULL)
         return;
-    rope_destroy(f->rope);
+    rope_destroy(f->rope[0]);
+    rope_destroy(f->rope[1]);
     act_free(&f->act);
     if (f->mem != NULL)
         mem_free(f->mem, f->mem_bytes);
@@ -231,19 +293,27 @@ static bool wanted(const struct row *r)
     return r->pos - r->span->pos >= r->span->n - r->span->nlogits;
 }
 
-/* Keep only the rows whose logits are wanted: x, h, and the angles. */
+static void move_row(float *p, size_t to, size_t from, size_t n)
+{
+    memmove(p + to * n, p + from * n, n * sizeof *p);
+}
+
+/* Keep only the rows whose logits are wanted: x, h, the angles, and q if it came with k and v. */
 static void trim(struct forward *f)
 {
-    const size_t D = (size_t)f->base->arch.D, half = (size_t)f->base->arch.hd / 2;
+    const size_t D = (size_t)f->base->arch.D;
+    const size_t angles = (size_t)f->nropes * (size_t)(f->base->arch.rot / 2);
     size_t n = 0;
     for (size_t r = 0; r < (size_t)f->nrows; r++) {
         if (!wanted(&f->rows[r]))
             continue;
         if (n < r) {
-            memcpy(f->x + n * D, f->x + r * D, D * sizeof *f->x);
-            memcpy(f->h + n * D, f->h + r * D, D * sizeof *f->h);
-            memcpy(f->cos + n * half, f->cos + r * half, half * sizeof *f->cos);
-            memcpy(f->sin + n * half, f->sin + r * half, half * sizeof *f->sin);
+            move_row(f->x, n, r, D);
+            move_row(f->h, n, r, D);
+            move_row(f->cos, n, r, angles);
+            move_row(f->sin, n, r, angles);
+            if (is_fused(f))
+                move_row(f->q.p, n, r, (size_t)f->q.ld);
             f->rows[n] = f->rows[r];
         }
         n++;
@@ -256,7 +326,7 @@ static void trim(struct forward *f)
 /* --- loops over rows ------------------------------------------------------------------------- */
 struct loop {
     struct forward *f;
-    const float *w;                   /* of a norm */
+    const struct base_norm *norm, *post; /* post: of what a block adds; may have no weights */
     const struct base_layer *layer;
     int l;
 };
@@ -268,14 +338,37 @@ static void rows_run(struct forward *f, struct loop *loop, int elements, pool_fn
              loop);
 }
 
+static void norm_row(const struct forward *f, const struct base_norm *n, const float *x, int len,
+                     float *y)
+{
+    const float eps = f->base->arch.norm_eps;
+    if (n->bias != NULL)
+        f->ops->layernorm(x, n->w, n->bias, eps, len, y);
+    else
+        f->ops->rmsnorm(x, n->w, eps, len, y);
+}
+
 static void embed_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     struct forward *f = ((struct loop *)arg)->f;
-    const int D = f->base->arch.D, half = f->base->arch.hd / 2;
+    const struct base *b = f->base;
+    const int D = b->arch.D, half = b->arch.rot / 2;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        matrix_row(&f->base->embed, f->rows[r].token, f->x + r * D);
-        rope_angles(f->rope, f->rows[r].pos, f->cos + r * half, f->sin + r * half);
+        float *x = f->x + r * D;
+        matrix_row(&b->embed, f->rows[r].token, x);
+        if (b->arch.embed_scale != 1)
+            f->ops->scale((float)b->arch.embed_scale, D, x);
+        if (f->family->position == POS_LEARNED) {
+            matrix_row(&b->positions, f->rows[r].pos, f->h + r * D);
+            f->ops->add(f->h + r * D, D, x);
+        }
+        if (b->norm_embed.w != NULL)
+            norm_row(f, &b->norm_embed, x, D, x);
+        for (int i = 0; i < f->nropes; i++) {
+            const int64_t at = (r * f->nropes + i) * half;
+            rope_angles(f->rope[i], f->rows[r].pos, f->cos + at, f->sin + at);
+        }
     }
 }
 
@@ -286,9 +379,10 @@ static void norm_fn(void *arg, int64_t begin, int64_t end, int thread)
     const int D = f->base->arch.D;
     (void)thread;
     for (int64_t r = begin; r < end; r++)
-        f->ops->rmsnorm(f->x + r * D, p->w, f->base->arch.norm_eps, D, f->h + r * D);
+        norm_row(f, p->norm, f->x + r * D, D, f->h + r * D);
 }
 
+/* After attention or MLP: x += t, h = norm(x). */
 static void add_norm_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct loop *p = arg;
@@ -296,38 +390,71 @@ static void add_norm_fn(void *arg, int64_t begin, int64_t end, int thread)
     const int D = f->base->arch.D;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        f->ops->add(f->t + r * D, D, f->x + r * D);
-        f->ops->rmsnorm(f->x + r * D, p->w, f->base->arch.norm_eps, D, f->h + r * D);
+        float *x = f->x + r * D, *t = f->t + r * D;
+        if (p->post->w != NULL)
+            norm_row(f, p->post, t, D, t);
+        f->ops->add(t, D, x);
+        norm_row(f, p->norm, x, D, f->h + r * D);
     }
 }
 
-static void silu_fn(void *arg, int64_t begin, int64_t end, int thread)
+/* The same in the middle of a block whose two halves read the same x. */
+static void norm_add_fn(void *arg, int64_t begin, int64_t end, int thread)
+{
+    const struct loop *p = arg;
+    const struct forward *f = p->f;
+    const int D = f->base->arch.D;
+    (void)thread;
+    for (int64_t r = begin; r < end; r++) {
+        norm_row(f, p->norm, f->x + r * D, D, f->h + r * D);
+        f->ops->add(f->t + r * D, D, f->x + r * D);
+    }
+}
+
+static void act_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct forward *f = ((struct loop *)arg)->f;
     const int F = f->base->arch.F;
+    const enum activation act = f->base->arch.act;
     (void)thread;
-    for (int64_t r = begin; r < end; r++)
-        f->ops->silu_mul(f->gate + r * F, f->up + r * F, F, f->gate + r * F);
+    for (int64_t r = begin; r < end; r++) {
+        float *gate = f->gate + r * f->ld_gate;
+        const float *up = f->up != NULL ? f->up + r * f->ld_gate : NULL;
+        if (act == ACT_SILU)
+            f->ops->silu_mul(gate, up, F, gate);
+        else if (act == ACT_GELU_TANH)
+            f->ops->gelu_tanh(gate, up, F, gate);
+        else
+            f->ops->gelu_erf(gate, up, F, gate);
+    }
 }
 
-static void heads_rope(const struct forward *f, const float *norm, float *x, int n, int64_t r)
+/* Norm and rotate n heads of row r. */
+static void heads_rope(const struct loop *p, const struct base_norm *norm, const struct heads *heads,
+                       int n, int64_t r)
 {
+    const struct forward *f = p->f;
     const struct arch *a = &f->base->arch;
-    const int64_t angle = r * (a->hd / 2);
-    for (int h = 0; h < n; h++, x += a->hd) {
-        if (norm != NULL)
-            f->ops->rmsnorm(x, norm, a->norm_eps, a->hd, x);
-        f->ops->rope(x, f->cos + angle, f->sin + angle, a->hd);
+    const int which = f->nropes == 2 && arch_layer_windowed(a, p->l);
+    const int64_t angle = (r * f->nropes + which) * (a->rot / 2);
+    const bool turn = arch_layer_rope(a, p->l);
+    float *x = heads->p + r * heads->ld;
+    for (int h = 0; h < n; h++, x += heads->step) {
+        if (norm->w != NULL)
+            norm_row(f, norm, x, a->hd, x);
+        if (turn && f->family->position == POS_ROPE_INTERLEAVED)
+            f->ops->rope_pairs(x, f->cos + angle, f->sin + angle, a->rot);
+        else if (turn)
+            f->ops->rope(x, f->cos + angle, f->sin + angle, a->rot);
     }
 }
 
 static void q_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct loop *p = arg;
-    const struct arch *a = &p->f->base->arch;
     (void)thread;
     for (int64_t r = begin; r < end; r++)
-        heads_rope(p->f, p->layer->q_norm, p->f->q + r * a->H * a->hd, a->H, r);
+        heads_rope(p, &p->layer->norm[NORM_Q], &p->f->q, p->f->base->arch.H, r);
 }
 
 static void kv_fn(void *arg, int64_t begin, int64_t end, int thread)
@@ -337,10 +464,9 @@ static void kv_fn(void *arg, int64_t begin, int64_t end, int thread)
     const struct arch *a = &f->base->arch;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        float *k = f->k + r * a->G * a->hd;
-        heads_rope(f, p->layer->k_norm, k, a->G, r);
-        attn_store(f->ops, f->kv, f->rows[r].span->kv->pages, p->l, a->G, a->hd, f->rows[r].pos, k,
-                   f->v + r * a->G * a->hd);
+        heads_rope(p, &p->layer->norm[NORM_K], &f->k, a->G, r);
+        attn_store(f->ops, f->kv, f->rows[r].span->kv->pages, p->l, a->G, a->hd, f->rows[r].pos,
+                   f->k.p + r * f->k.ld, f->v.p + r * f->v.ld, f->k.step);
     }
 }
 
@@ -351,8 +477,12 @@ static void attn_fn(void *arg, int64_t begin, int64_t end, int thread)
     const struct arch *a = &f->base->arch;
     (void)thread;
     const struct attn_layer layer = {
-        .kv = f->kv, .layer = p->l, .H = a->H, .G = a->G, .hd = a->hd, .q = f->q, .out = f->att,
+        .kv = f->kv, .layer = p->l, .H = a->H, .G = a->G, .hd = a->hd,
         .window = arch_layer_windowed(a, p->l) ? a->window : 0,
+        .scale = a->attn_scale > 0 ? (float)a->attn_scale : 1.0f / sqrtf((float)a->hd),
+        .softcap = (float)a->attn_softcap,
+        .slopes = f->family->position == POS_ALIBI ? f->slopes : NULL,
+        .q = f->q.p, .q_ld = f->q.ld, .q_step = f->q.step, .out = f->att,
     };
     for (int64_t n = begin; n < end; n++) {
         const struct piece *c = &f->sorted[n / a->G];
@@ -360,9 +490,18 @@ static void attn_fn(void *arg, int64_t begin, int64_t end, int thread)
     }
 }
 
+static void softcap_fn(void *arg, int64_t begin, int64_t end, int thread)
+{
+    const struct forward *f = ((struct loop *)arg)->f;
+    const struct arch *a = &f->base->arch;
+    (void)thread;
+    for (int64_t r = begin; r < end; r++)
+        f->ops->softcap((float)a->final_softcap, a->V, f->logits + r * a->V);
+}
+
 /* --- linear layers --------------------------------------------------------------------------- */
 /* y[i] = x W + bias + LoRA for modules that share x, whose activations are packed. */
-static void linear(struct forward *f, int l, const float *x, int in, const enum module *mods,
+static void linear(struct forward *f, int l, const float *x, int ldx, const enum module *mods,
                    int nmods, float *const *y)
 {
     const struct base_layer *layer = &f->base->layers[l];
@@ -372,33 +511,38 @@ static void linear(struct forward *f, int l, const float *x, int in, const enum 
         ldy[i] = lin->w.N;
         matmul(f->compute, &lin->w, &f->act, lin->bias, y[i], ldy[i]);
     }
-    lora_apply(f->compute, f->groups, f->ngroups, l, mods, nmods, x, in, y, ldy, f->lora);
+    lora_apply(f->compute, f->groups, f->ngroups, l, mods, nmods, x, ldx, y, ldy, f->lora);
 }
 
-static void pack(struct forward *f, const float *x, int in)
+static void pack(struct forward *f, const float *x, int in, int ldx)
 {
-    act_pack(f->compute, &f->act, x, f->nrows, in, in);
+    act_pack(f->compute, &f->act, x, f->nrows, in, ldx);
 }
 
 /* --- the block --------------------------------------------------------------------------------- */
 /* q in f->q, keys and values in the cache; with `only_wanted`, q of wanted rows only. */
 static void block_qkv(struct forward *f, int l, bool only_wanted)
 {
-    static const enum module mods[] = { MOD_Q, MOD_K, MOD_V };
+    static const enum module mods[] = { MOD_Q, MOD_K, MOD_V }, fused = MOD_QKV;
     const struct arch *a = &f->base->arch;
     struct loop loop = { .f = f, .layer = &f->base->layers[l], .l = l };
-    pack(f, f->h, a->D);
-    if (!only_wanted) {
-        linear(f, l, f->h, a->D, mods, 3, (float *const[]){ f->q, f->k, f->v });
-        rows_run(f, &loop, a->G * a->hd * 4, kv_fn);
-    } else {
-        linear(f, l, f->h, a->D, mods + 1, 2, (float *const[]){ f->k, f->v });
-        rows_run(f, &loop, a->G * a->hd * 4, kv_fn);
+    float *const y[] = { f->q.p, f->k.p, f->v.p };
+    const bool q_first = is_fused(f) || !only_wanted;
+    pack(f, f->h, a->D, a->D);
+    if (is_fused(f))
+        linear(f, l, f->h, a->D, &fused, 1, y);
+    else if (q_first)
+        linear(f, l, f->h, a->D, mods, 3, y);
+    else
+        linear(f, l, f->h, a->D, mods + 1, 2, y + 1);
+    rows_run(f, &loop, a->G * a->hd * 4, kv_fn);
+    if (only_wanted)
         trim(f);
-        if (f->nrows == 0)
-            return;
-        pack(f, f->h, a->D);
-        linear(f, l, f->h, a->D, mods, 1, (float *const[]){ f->q });
+    if (f->nrows == 0)
+        return;
+    if (!q_first) {
+        pack(f, f->h, a->D, a->D);
+        linear(f, l, f->h, a->D, mods, 1, y);
     }
     rows_run(f, &loop, a->H * a->hd, q_fn);
 }
@@ -407,34 +551,42 @@ static void block_attention(struct forward *f, int l)
 {
     static const enum module o = MOD_O;
     const struct arch *a = &f->base->arch;
-    struct loop loop = { .f = f, .layer = &f->base->layers[l], .l = l };
+    const struct base_layer *layer = &f->base->layers[l];
+    struct loop loop = { .f = f, .layer = layer, .l = l, .norm = &layer->norm[NORM_MLP],
+                         .post = &layer->norm[NORM_POST_ATTN] };
+    const int wide = a->H * a->hd;
     pool_run(f->attn_cost < ATTN_SERIAL ? NULL : f->compute->pool, (int64_t)f->npieces * a->G, 1,
              attn_fn, &loop);
-    pack(f, f->att, a->H * a->hd);
-    linear(f, l, f->att, a->H * a->hd, &o, 1, &f->t);
-    loop.w = loop.layer->norm_mlp;
-    rows_run(f, &loop, a->D, add_norm_fn);
+    pack(f, f->att, wide, wide);
+    linear(f, l, f->att, wide, &o, 1, &f->t);
+    rows_run(f, &loop, a->D, a->parallel ? norm_add_fn : add_norm_fn);
 }
 
 static void block_mlp(struct forward *f, int l)
 {
-    static const enum module in[] = { MOD_GATE, MOD_UP }, down = MOD_DOWN;
+    static const enum module in[] = { MOD_GATE, MOD_UP }, fused = MOD_GATE_UP, down = MOD_DOWN;
     const struct arch *a = &f->base->arch;
-    struct loop loop = { .f = f };
-    pack(f, f->h, a->D);
-    linear(f, l, f->h, a->D, in, 2, (float *const[]){ f->gate, f->up });
-    rows_run(f, &loop, a->F, silu_fn);
-    pack(f, f->gate, a->F);
-    linear(f, l, f->gate, a->F, &down, 1, &f->t);
+    const struct base_layer *layer = &f->base->layers[l];
+    struct loop loop = { .f = f, .post = &layer->norm[NORM_POST_MLP] };
+    pack(f, f->h, a->D, a->D);
+    if (f->ld_gate != a->F)
+        linear(f, l, f->h, a->D, &fused, 1, &f->gate);
+    else if (f->up != NULL)
+        linear(f, l, f->h, a->D, in, 2, (float *const[]){ f->gate, f->up });
+    else
+        linear(f, l, f->h, a->D, in + 1, 1, &f->gate);
+    rows_run(f, &loop, a->F, act_fn);
+    pack(f, f->gate, a->F, f->ld_gate);
+    linear(f, l, f->gate, f->ld_gate, &down, 1, &f->t);
     /* The norm that follows belongs to the next block, or is the last one. */
-    loop.w = l + 1 < a->L ? f->base->layers[l + 1].norm_attn : f->base->norm_final;
+    loop.norm = l + 1 < a->L ? &layer[1].norm[NORM_ATTN] : &f->base->norm_final;
     rows_run(f, &loop, a->D, add_norm_fn);
 }
 
 const float *forward_run(struct forward *f, const struct span *spans, int nspans)
 {
     const struct arch *a = &f->base->arch;
-    struct loop loop = { .f = f, .w = f->base->layers[0].norm_attn };
+    struct loop loop = { .f = f, .norm = &f->base->layers[0].norm[NORM_ATTN] };
     plan(f, spans, nspans);
     int nwanted = 0;
     for (int s = 0; s < nspans; s++)
@@ -451,7 +603,9 @@ const float *forward_run(struct forward *f, const struct span *spans, int nspans
         block_attention(f, l);
         block_mlp(f, l);
     }
-    pack(f, f->h, a->D);
+    pack(f, f->h, a->D, a->D);
     matmul(f->compute, &f->base->head, &f->act, NULL, f->logits, a->V);
+    if (a->final_softcap > 0)
+        rows_run(f, &loop, a->V, softcap_fn);
     return f->logits;
 }

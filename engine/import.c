@@ -109,6 +109,7 @@ static enum form form_of(const struct import *im, const struct weight *w)
     case W_LINEAR:
         return im->linear;
     case W_EMBED:
+    case W_POSITIONS:
         return im->embed;
     case W_HEAD:
         return im->head;
@@ -172,8 +173,14 @@ static int check_requantize(struct import *im, const struct item *it, struct err
 static int add_item(struct import *im, const struct weight *w, struct err *err)
 {
     bool tied_head = w->kind == W_HEAD && im->src.arch.tied;
-    struct item it = { .w = *w, .form = form_of(im, w), .has_digest = !tied_head };
+    const struct source_tensor *src = source_find(&im->src, w->name);
+    /* bitsandbytes turns such a matrix before it quantises it. */
+    const bool turned = w->kind == W_LINEAR && family_find(im->src.arch.family)->transposed &&
+                        (src == NULL || src->q4 == NULL);
+    struct item it = { .w = *w, .form = form_of(im, w), .has_digest = !tied_head,
+                       .transposed = turned };
     it.src = tied_head ? im->items[0].src /* the embedding */
+             : turned  ? source_take(&im->src, w->name, w->K, w->N, err)
                        : source_take(&im->src, w->name, w->N, w->K, err);
     if (it.src == NULL)
         return ERR_INVALID;

@@ -59,7 +59,7 @@ void source_close(struct source *s);
 
 /* The text of a small file, or NULL if the folder has none. */
 const struct source_file *source_text(const struct source *s, const char *name);
-/* NULL if there is none. */
+/* Also under the name without the family's optional prefix.  NULL if there is none. */
 struct source_tensor *source_find(const struct source *s, const char *name);
 
 /* The tensor `name`, marked as used.  NULL with ERR_INVALID naming it if it is missing or has
@@ -97,6 +97,7 @@ struct item {
     struct weight w;
     const struct source_tensor *src;
     enum form form;
+    bool transposed;           /* the source's shape is [K, N] */
     bool has_digest;           /* false for a head made from the embedding */
     uint8_t digest[32];
 };

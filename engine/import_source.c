@@ -222,11 +222,20 @@ static int open_all_weights(struct source *s, struct err *err)
     return rc;
 }
 
-struct source_tensor *source_find(const struct source *s, const char *name)
+static struct source_tensor *find_exactly(const struct source *s, const char *name)
 {
     const struct st_tensor t = { .name = name };
     const struct source_tensor key = { .t = &t };
     return s->ntensors ? bsearch(&key, s->tensors, s->ntensors, sizeof key, by_name) : NULL;
+}
+
+struct source_tensor *source_find(const struct source *s, const char *name)
+{
+    const char *prefix = family_find(s->arch.family)->optional_prefix;
+    struct source_tensor *t = find_exactly(s, name);
+    if (t == NULL && prefix != NULL && strncmp(name, prefix, strlen(prefix)) == 0)
+        t = find_exactly(s, name + strlen(prefix));
+    return t;
 }
 
 static void shape_mismatch(const char *name, const int64_t *dims, int ndim, int N, int K,
@@ -282,7 +291,8 @@ void source_forget(const struct source *s, const struct source_tensor *src)
 /* Buffers that old versions of transformers saved beside the weights; nothing reads them. */
 static bool is_stray(const char *name)
 {
-    static const char *const suffixes[] = { ".rotary_emb.inv_freq", ".masked_bias", ".attn.bias" };
+    static const char *const suffixes[] = { ".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq",
+                                            ".masked_bias", ".attn.bias", ".attention.bias" };
     size_t n = strlen(name);
     for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
         size_t m = strlen(suffixes[i]);

@@ -128,6 +128,29 @@ struct convert {
     void (*fn)(const struct convert *c, const float *w, size_t first, size_t n);
 };
 
+/* Elements [first, first + n) of the transposed tensor: a few columns of the source at a time. */
+static int read_transposed(const struct item *it, size_t first, size_t n, float *w, struct err *err)
+{
+    enum { COLS = 256 };
+    const size_t N = (size_t)it->w.N, K = (size_t)it->w.K;
+    const size_t end = (first + n + K - 1) / K;
+    float col[COLS];
+    for (size_t row = first / K; row < end; row += COLS) {
+        const size_t rows = end - row < COLS ? end - row : COLS;
+        for (size_t k = 0; k < K; k++) {
+            int rc = source_f32(it->src, k * N + row, rows, col, err);
+            if (rc != ERR_OK)
+                return rc;
+            for (size_t r = 0; r < rows; r++) {
+                const size_t at = (row + r) * K + k;
+                if (at >= first && at < first + n)
+                    w[at - first] = col[r];
+            }
+        }
+    }
+    return ERR_OK;
+}
+
 static void convert_piece(void *arg, int64_t begin, int64_t end, int thread)
 {
     struct convert *c = arg;
@@ -136,7 +159,8 @@ static void convert_piece(void *arg, int64_t begin, int64_t end, int thread)
         size_t first = c->begin + (size_t)i * c->piece;
         size_t n = c->end - first < c->piece ? c->end - first : c->piece;
         struct err err = { 0 };
-        if (source_f32(c->it->src, first, n, w, &err) != ERR_OK)
+        if ((c->it->transposed ? read_transposed(c->it, first, n, w, &err)
+                               : source_f32(c->it->src, first, n, w, &err)) != ERR_OK)
             atomic_store(&c->failed, true);
         else
             c->fn(c, w, first, n);
@@ -154,6 +178,10 @@ static int convert(const struct item *it, struct scratch *s, size_t begin, size_
         return ERR_OK;
     /* Which piece failed first depends on the threads; the sentence should not. */
     int rc = ERR_OK;
+    if (it->transposed) { /* pieces of the source are others: look through all of it */
+        begin = 0;
+        end = count(it);
+    }
     for (size_t first = begin; first < end && rc == ERR_OK; first += PIECE)
         rc = source_f32(it->src, first, end - first < PIECE ? end - first : PIECE, s->wide, err);
     return rc;
@@ -185,13 +213,13 @@ static void to_q8(const struct convert *c, const float *w, size_t first, size_t 
 
 /* --- forms ---------------------------------------------------------------------------- */
 
-static void digest_begin(struct sha256 *h, const char *dtype, const struct item *it)
+static void digest_begin(struct sha256 *h, const char *dtype, int N, int K)
 {
     char line[80];
-    if (it->w.K)
-        snprintf(line, sizeof line, "%s [%d,%d]\n", dtype, it->w.N, it->w.K);
+    if (K)
+        snprintf(line, sizeof line, "%s [%d,%d]\n", dtype, N, K);
     else
-        snprintf(line, sizeof line, "%s [%d]\n", dtype, it->w.N);
+        snprintf(line, sizeof line, "%s [%d]\n", dtype, N);
     sha256_init(h);
     sha256_add(h, line, strlen(line));
 }
@@ -208,7 +236,7 @@ static void digest_nf4(struct item *it, const struct nf4_parts *p)
 {
     struct sha256 h;
     size_t n = count(it);
-    digest_begin(&h, p->absmax ? "NF4 plain" : "NF4", it);
+    digest_begin(&h, p->absmax ? "NF4 plain" : "NF4", it->w.N, it->w.K);
     sha256_add(&h, p->codes, nf4_bytes(n));
     if (p->absmax != NULL) {
         sha256_add(&h, p->absmax, nf4_blocks(n) * 4);
@@ -333,7 +361,8 @@ static int digest_source(struct item *it, struct scratch *s, struct err *err)
             digest_nf4(it, &p);
         return rc;
     }
-    digest_begin(&h, q ? "4-bit" : it->src->t->dtype_name, it);
+    digest_begin(&h, q ? "4-bit" : it->src->t->dtype_name, it->transposed ? it->w.K : it->w.N,
+                 it->transposed ? it->w.N : it->w.K);
     sha256_add(&h, it->src->t->data, it->src->t->bytes);
     if (q != NULL)
         bnb_digest(q, &h);

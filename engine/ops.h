@@ -1,4 +1,5 @@
-/* ops.h - everything a transformer block does beside its linear layers: norms, rope, silu, softmax.
+/* ops.h - everything a transformer block does beside its linear layers: norms, rope, activations,
+ * softmax.
  *
  * One table of functions per instruction set.  The scalar functions (ops.c) are the definition: they
  * sum in the order in which the vector code does (16 lanes, element i in lane i % 16, fused
@@ -29,10 +30,20 @@ struct ops_softmax {
 struct ops {
     /* y = x / sqrt(mean(x^2) + eps) * w; y may be x. */
     void (*rmsnorm)(const float *x, const float *w, float eps, int n, float *y);
-    /* Rotate the pairs (i, i + hd/2) of one head in place; cos and sin are [hd/2]. */
-    void (*rope)(float *x, const float *cos, const float *sin, int hd);
+    /* y = (x - m) / sqrt(mean((x - m)^2) + eps) * w + bias with m = mean(x); y may be x. */
+    void (*layernorm)(const float *x, const float *w, const float *bias, float eps, int n,
+                      float *y);
+    /* Rotate the pairs (i, i + n/2) of n numbers in place; cos and sin are [n/2]. */
+    void (*rope)(float *x, const float *cos, const float *sin, int n);
+    /* The same with the pairs (2i, 2i + 1). */
+    void (*rope_pairs)(float *x, const float *cos, const float *sin, int n);
     /* y = gate / (1 + exp(-gate)) * up; y may be either. */
     void (*silu_mul)(const float *gate, const float *up, int n, float *y);
+    /* y = gelu(gate) * up, or gelu(gate) if up is NULL; y may be either. */
+    void (*gelu_tanh)(const float *gate, const float *up, int n, float *y);
+    void (*gelu_erf)(const float *gate, const float *up, int n, float *y);
+    /* y = c tanh(y / c) */
+    void (*softcap)(float c, int n, float *y);
     /* y += x */
     void (*add)(const float *x, int n, float *y);
     /* y = exp(x), within 1.5 ulp; y may be x. */
@@ -78,5 +89,20 @@ extern const struct ops ops_avx2, ops_avx512;
 #define OPS_EXP_Q3 0x1.1110e0p-7f
 #define OPS_EXP_Q4 0x1.6d43b0p-10f
 #define OPS_EXP_Q5 0x1.a1256cp-13f
+
+/* tanh(x) = m / (m + 2) with m = exp(2x) - 1 = 2^n p + (2^n - 1), p = r + r^2 q(r) as above, which
+ * loses nothing near 0.  Beyond 10 it is 1 to the last bit. */
+#define OPS_TANH_MAX 10.0f
+
+/* gelu(u) with tanh is u / (1 + exp(-2z)), z = sqrt(2 / pi) (u + 0.044715 u^3): these are -2
+ * sqrt(2 / pi) and that times 0.044715. */
+#define OPS_GELU_A (-0x1.988454p+0f)
+#define OPS_GELU_B (-0x1.2444f2p-4f)
+
+/* gelu(u) with erf is u h for u < 0 and u - u h else, where h = exp(-u^2 / 2) P(t) is half of
+ * erfc(|u| / sqrt(2)), t = 1 / (1 + |u| / 4), and P of degree 10 interpolates at the Chebyshev nodes
+ * of |u| <= 14 (error of h: 4e-9 before rounding). */
+#define OPS_ERFC_P                                                                                    {                                                                                                     -0x1.0db5c0p-16f, 0x1.9a00bep-4f, 0x1.89e35ep-4f, 0x1.d186d2p-4f, 0x1.2c1e3ep-7f,                     0x1.d9ef10p-3f, -0x1.b258bep-3f, 0x1.0b65aep-2f, -0x1.a2bfa6p-4f, -0x1.05a604p-8f,                0x1.b78d0ep-8f                                                                            }
+enum { OPS_ERFC_DEGREE = 10 };
 
 #endif

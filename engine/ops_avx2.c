@@ -28,10 +28,9 @@ INLINE AVX2 __m256 power(__m256i n)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 
-INLINE AVX2 __m256 exp8(__m256 x)
+/* exp(x) = 2^n (1 + p); returns p. */
+INLINE AVX2 __m256 exp_parts(__m256 x, __m256 *ret_n)
 {
-    /* max and min return their second operand when one is a NaN: x, here. */
-    x = _mm256_min_ps(_mm256_set1_ps(OPS_EXP_MAX), _mm256_max_ps(_mm256_set1_ps(OPS_EXP_MIN), x));
     const __m256 magic = _mm256_set1_ps(OPS_ROUND);
     __m256 n = _mm256_sub_ps(
         _mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(OPS_LOG2E)), magic), magic);
@@ -42,10 +41,56 @@ INLINE AVX2 __m256 exp8(__m256 x)
     q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(OPS_EXP_Q2));
     q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(OPS_EXP_Q1));
     q = _mm256_fmadd_ps(q, r, _mm256_set1_ps(OPS_EXP_Q0));
-    __m256 y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(r, r), q, r), _mm256_set1_ps(1.0f));
+    *ret_n = n;
+    return _mm256_fmadd_ps(_mm256_mul_ps(r, r), q, r);
+}
+
+/* max and min return their second operand when one is a NaN: x, here. */
+INLINE AVX2 __m256 clamp(__m256 x, float lo, float hi)
+{
+    return _mm256_min_ps(_mm256_set1_ps(hi), _mm256_max_ps(_mm256_set1_ps(lo), x));
+}
+
+INLINE AVX2 __m256 exp8(__m256 x)
+{
+    __m256 n, p = exp_parts(clamp(x, OPS_EXP_MIN, OPS_EXP_MAX), &n);
+    __m256 y = _mm256_add_ps(p, _mm256_set1_ps(1.0f));
     /* In two steps, of which only the last can round. */
     __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
     return _mm256_mul_ps(_mm256_mul_ps(y, power(half)), power(_mm256_sub_epi32(whole, half)));
+}
+
+INLINE AVX2 __m256 tanh8(__m256 x)
+{
+    const __m256 two = _mm256_set1_ps(2.0f);
+    __m256 n, p = exp_parts(_mm256_mul_ps(two, clamp(x, -OPS_TANH_MAX, OPS_TANH_MAX)), &n);
+    __m256 two_n = power(_mm256_cvtps_epi32(n));
+    __m256 m = _mm256_fmadd_ps(p, two_n, _mm256_sub_ps(two_n, _mm256_set1_ps(1.0f)));
+    return _mm256_div_ps(m, _mm256_add_ps(m, two));
+}
+
+INLINE AVX2 __m256 gelu_tanh8(__m256 u)
+{
+    __m256 z = _mm256_fmadd_ps(_mm256_mul_ps(u, u), _mm256_set1_ps(OPS_GELU_B),
+                               _mm256_set1_ps(OPS_GELU_A));
+    __m256 e = exp8(_mm256_mul_ps(u, z));
+    return _mm256_div_ps(u, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+}
+
+INLINE AVX2 __m256 gelu_erf8(__m256 u)
+{
+    static const float c[OPS_ERFC_DEGREE + 1] = OPS_ERFC_P;
+    const __m256 one = _mm256_set1_ps(1.0f);
+    __m256 a = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), u);
+    __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(a, _mm256_set1_ps(0.25f), one));
+    __m256 p = _mm256_set1_ps(c[OPS_ERFC_DEGREE]);
+    UNROLL
+    for (int i = OPS_ERFC_DEGREE - 1; i >= 0; i--)
+        p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(c[i]));
+    __m256 e = exp8(_mm256_mul_ps(_mm256_mul_ps(a, a), _mm256_set1_ps(-0.5f)));
+    __m256 h = _mm256_mul_ps(u, _mm256_mul_ps(p, e));
+    return _mm256_blendv_ps(_mm256_sub_ps(u, h), h,
+                            _mm256_cmp_ps(u, _mm256_setzero_ps(), _CMP_LT_OQ));
 }
 
 INLINE AVX2 float tree(__m256 lo, __m256 hi)
@@ -73,15 +118,53 @@ AVX2 static void rmsnorm(const float *x, const float *w, float eps, int n, float
               _mm256_mul_ps(_mm256_mul_ps(load(x + i, n - i), scale), load(w + i, n - i)));
 }
 
-AVX2 static void rope(float *x, const float *cos, const float *sin, int hd)
+/* x - mean, and 0 in lanes without an element. */
+INLINE AVX2 __m256 centred(const float *x, int n, __m256 mean)
 {
-    int half = hd / 2;
+    return _mm256_and_ps(_mm256_sub_ps(load(x, n), mean), _mm256_castsi256_ps(first(n)));
+}
+
+AVX2 static void layernorm(const float *x, const float *w, const float *bias, float eps, int n,
+                           float *y)
+{
+    __m256 sum[2] = { _mm256_setzero_ps(), _mm256_setzero_ps() }, square[2] = { sum[0], sum[0] };
+    for (int i = 0; i < n; i += 8)
+        sum[i / 8 % 2] = _mm256_add_ps(sum[i / 8 % 2], load(x + i, n - i));
+    const __m256 mean = _mm256_set1_ps(tree(sum[0], sum[1]) / (float)n);
+    for (int i = 0; i < n; i += 8) {
+        __m256 d = centred(x + i, n - i, mean);
+        square[i / 8 % 2] = _mm256_fmadd_ps(d, d, square[i / 8 % 2]);
+    }
+    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(tree(square[0], square[1]) / (float)n + eps));
+    for (int i = 0; i < n; i += 8)
+        store(y + i, n - i,
+              _mm256_fmadd_ps(_mm256_mul_ps(centred(x + i, n - i, mean), scale),
+                              load(w + i, n - i), load(bias + i, n - i)));
+}
+
+AVX2 static void rope(float *x, const float *cos, const float *sin, int n)
+{
+    int half = n / 2;
     for (int i = 0; i < half; i += 8) {
-        int n = half - i;
-        __m256 a = load(x + i, n), b = load(x + half + i, n);
-        __m256 c = load(cos + i, n), s = load(sin + i, n);
-        store(x + i, n, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
-        store(x + half + i, n, _mm256_fmadd_ps(b, c, _mm256_mul_ps(a, s)));
+        int left = half - i;
+        __m256 a = load(x + i, left), b = load(x + half + i, left);
+        __m256 c = load(cos + i, left), s = load(sin + i, left);
+        store(x + i, left, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
+        store(x + half + i, left, _mm256_fmadd_ps(b, c, _mm256_mul_ps(a, s)));
+    }
+}
+
+/* Four pairs at a time: cos and sin are doubled, the pairs swapped, and the even elements get the
+ * difference. */
+AVX2 static void rope_pairs(float *x, const float *cos, const float *sin, int n)
+{
+    const __m256i twice = _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0);
+    for (int i = 0; i < n; i += 8) {
+        int pairs = (n - i) / 2 < 4 ? (n - i) / 2 : 4;
+        __m256 v = load(x + i, n - i), swapped = _mm256_permute_ps(v, 0xb1);
+        __m256 c = _mm256_permutevar8x32_ps(load(cos + i / 2, pairs), twice);
+        __m256 s = _mm256_permutevar8x32_ps(load(sin + i / 2, pairs), twice);
+        store(x + i, n - i, _mm256_fmaddsub_ps(v, c, _mm256_mul_ps(swapped, s)));
     }
 }
 
@@ -93,6 +176,29 @@ AVX2 static void silu_mul(const float *gate, const float *up, int n, float *y)
         __m256 v = _mm256_div_ps(g, _mm256_add_ps(one, exp8(_mm256_xor_ps(g, sign))));
         store(y + i, n - i, _mm256_mul_ps(v, load(up + i, n - i)));
     }
+}
+
+AVX2 static void gelu_tanh(const float *gate, const float *up, int n, float *y)
+{
+    for (int i = 0; i < n; i += 8) {
+        __m256 v = gelu_tanh8(load(gate + i, n - i));
+        store(y + i, n - i, up != NULL ? _mm256_mul_ps(v, load(up + i, n - i)) : v);
+    }
+}
+
+AVX2 static void gelu_erf(const float *gate, const float *up, int n, float *y)
+{
+    for (int i = 0; i < n; i += 8) {
+        __m256 v = gelu_erf8(load(gate + i, n - i));
+        store(y + i, n - i, up != NULL ? _mm256_mul_ps(v, load(up + i, n - i)) : v);
+    }
+}
+
+AVX2 static void softcap(float c, int n, float *y)
+{
+    const __m256 cap = _mm256_set1_ps(c);
+    for (int i = 0; i < n; i += 8)
+        store(y + i, n - i, _mm256_mul_ps(cap, tanh8(_mm256_div_ps(load(y + i, n - i), cap))));
 }
 
 AVX2 static void add(const float *x, int n, float *y)
@@ -285,5 +391,7 @@ const struct ops ops_avx2 = {
     .rmsnorm = rmsnorm, .rope = rope,     .silu_mul = silu_mul, .add = add,
     .exp = exp_n,       .to_f16 = to_f16, .scores = scores,     .softmax = softmax,
     .values = values,   .scale = scale_n,
+    .layernorm = layernorm, .rope_pairs = rope_pairs, .gelu_tanh = gelu_tanh,
+    .gelu_erf = gelu_erf,   .softcap = softcap,
 };
 #endif

@@ -23,10 +23,9 @@ INLINE AVX512 float tree(__m512 v)
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-INLINE AVX512 __m512 exp16(__m512 x)
+/* exp(x) = 2^n (1 + p); returns p. */
+INLINE AVX512 __m512 exp_parts(__m512 x, __m512 *ret_n)
 {
-    /* max and min return their second operand when one is a NaN: x, here. */
-    x = _mm512_min_ps(_mm512_set1_ps(OPS_EXP_MAX), _mm512_max_ps(_mm512_set1_ps(OPS_EXP_MIN), x));
     const __m512 magic = _mm512_set1_ps(OPS_ROUND);
     __m512 n = _mm512_sub_ps(
         _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(OPS_LOG2E)), magic), magic);
@@ -37,8 +36,52 @@ INLINE AVX512 __m512 exp16(__m512 x)
     q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(OPS_EXP_Q2));
     q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(OPS_EXP_Q1));
     q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(OPS_EXP_Q0));
-    __m512 y = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(r, r), q, r), _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, n);
+    *ret_n = n;
+    return _mm512_fmadd_ps(_mm512_mul_ps(r, r), q, r);
+}
+
+/* max and min return their second operand when one is a NaN: x, here. */
+INLINE AVX512 __m512 clamp(__m512 x, float lo, float hi)
+{
+    return _mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), x));
+}
+
+INLINE AVX512 __m512 exp16(__m512 x)
+{
+    __m512 n, p = exp_parts(clamp(x, OPS_EXP_MIN, OPS_EXP_MAX), &n);
+    return _mm512_scalef_ps(_mm512_add_ps(p, _mm512_set1_ps(1.0f)), n);
+}
+
+INLINE AVX512 __m512 tanh16(__m512 x)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), two = _mm512_set1_ps(2.0f);
+    __m512 n, p = exp_parts(_mm512_mul_ps(two, clamp(x, -OPS_TANH_MAX, OPS_TANH_MAX)), &n);
+    __m512 two_n = _mm512_scalef_ps(one, n);
+    __m512 m = _mm512_fmadd_ps(p, two_n, _mm512_sub_ps(two_n, one));
+    return _mm512_div_ps(m, _mm512_add_ps(m, two));
+}
+
+INLINE AVX512 __m512 gelu_tanh16(__m512 u)
+{
+    __m512 z = _mm512_fmadd_ps(_mm512_mul_ps(u, u), _mm512_set1_ps(OPS_GELU_B),
+                               _mm512_set1_ps(OPS_GELU_A));
+    __m512 e = exp16(_mm512_mul_ps(u, z));
+    return _mm512_div_ps(u, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+INLINE AVX512 __m512 gelu_erf16(__m512 u)
+{
+    static const float c[OPS_ERFC_DEGREE + 1] = OPS_ERFC_P;
+    const __m512 one = _mm512_set1_ps(1.0f);
+    __m512 a = _mm512_abs_ps(u);
+    __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(a, _mm512_set1_ps(0.25f), one));
+    __m512 p = _mm512_set1_ps(c[OPS_ERFC_DEGREE]);
+    UNROLL
+    for (int i = OPS_ERFC_DEGREE - 1; i >= 0; i--)
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(c[i]));
+    __m512 e = exp16(_mm512_mul_ps(_mm512_mul_ps(a, a), _mm512_set1_ps(-0.5f)));
+    __m512 h = _mm512_mul_ps(u, _mm512_mul_ps(p, e));
+    return _mm512_mask_sub_ps(h, _mm512_cmp_ps_mask(u, _mm512_setzero_ps(), _CMP_NLT_UQ), u, h);
 }
 
 AVX512 static void rmsnorm(const float *x, const float *w, float eps, int n, float *y)
@@ -57,15 +100,53 @@ AVX512 static void rmsnorm(const float *x, const float *w, float eps, int n, flo
     }
 }
 
-AVX512 static void rope(float *x, const float *cos, const float *sin, int hd)
+AVX512 static void layernorm(const float *x, const float *w, const float *bias, float eps, int n,
+                             float *y)
 {
-    int half = hd / 2;
+    __m512 sum = _mm512_setzero_ps(), square = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        sum = _mm512_mask_add_ps(sum, m, sum, _mm512_maskz_loadu_ps(m, x + i));
+    }
+    const __m512 mean = _mm512_set1_ps(tree(sum) / (float)n);
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + i), mean);
+        square = _mm512_mask3_fmadd_ps(d, d, square, m);
+    }
+    const __m512 scale = _mm512_set1_ps(1.0f / sqrtf(tree(square) / (float)n + eps));
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 d = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + i), mean);
+        __m512 v = _mm512_fmadd_ps(_mm512_mul_ps(d, scale), _mm512_maskz_loadu_ps(m, w + i),
+                                   _mm512_maskz_loadu_ps(m, bias + i));
+        _mm512_mask_storeu_ps(y + i, m, v);
+    }
+}
+
+AVX512 static void rope(float *x, const float *cos, const float *sin, int n)
+{
+    int half = n / 2;
     for (int i = 0; i < half; i += 16) {
         __mmask16 m = tail(half - i);
         __m512 a = _mm512_maskz_loadu_ps(m, x + i), b = _mm512_maskz_loadu_ps(m, x + half + i);
         __m512 c = _mm512_maskz_loadu_ps(m, cos + i), s = _mm512_maskz_loadu_ps(m, sin + i);
         _mm512_mask_storeu_ps(x + i, m, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
         _mm512_mask_storeu_ps(x + half + i, m, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+    }
+}
+
+/* Eight pairs at a time: cos and sin are doubled, the pairs swapped, and the even elements get the
+ * difference. */
+AVX512 static void rope_pairs(float *x, const float *cos, const float *sin, int n)
+{
+    const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i), half = tail((n - i) / 2) & (__mmask16)0xff;
+        __m512 v = _mm512_maskz_loadu_ps(m, x + i), swapped = _mm512_permute_ps(v, 0xb1);
+        __m512 c = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(half, cos + i / 2));
+        __m512 s = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(half, sin + i / 2));
+        _mm512_mask_storeu_ps(x + i, m, _mm512_fmaddsub_ps(v, c, _mm512_mul_ps(swapped, s)));
     }
 }
 
@@ -78,6 +159,38 @@ AVX512 static void silu_mul(const float *gate, const float *up, int n, float *y)
         __m512 e = exp16(_mm512_xor_ps(g, sign));
         __m512 v = _mm512_div_ps(g, _mm512_add_ps(one, e));
         _mm512_mask_storeu_ps(y + i, m, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, up + i)));
+    }
+}
+
+AVX512 static void gelu_tanh(const float *gate, const float *up, int n, float *y)
+{
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 v = gelu_tanh16(_mm512_maskz_loadu_ps(m, gate + i));
+        if (up != NULL)
+            v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, up + i));
+        _mm512_mask_storeu_ps(y + i, m, v);
+    }
+}
+
+AVX512 static void gelu_erf(const float *gate, const float *up, int n, float *y)
+{
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 v = gelu_erf16(_mm512_maskz_loadu_ps(m, gate + i));
+        if (up != NULL)
+            v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, up + i));
+        _mm512_mask_storeu_ps(y + i, m, v);
+    }
+}
+
+AVX512 static void softcap(float c, int n, float *y)
+{
+    const __m512 cap = _mm512_set1_ps(c);
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 v = _mm512_div_ps(_mm512_maskz_loadu_ps(m, y + i), cap);
+        _mm512_mask_storeu_ps(y + i, m, _mm512_mul_ps(cap, tanh16(v)));
     }
 }
 
@@ -276,5 +389,7 @@ const struct ops ops_avx512 = {
     .rmsnorm = rmsnorm, .rope = rope,     .silu_mul = silu_mul, .add = add,
     .exp = exp_n,       .to_f16 = to_f16, .scores = scores,     .softmax = softmax,
     .values = values,   .scale = scale_n,
+    .layernorm = layernorm, .rope_pairs = rope_pairs, .gelu_tanh = gelu_tanh,
+    .gelu_erf = gelu_erf,   .softcap = softcap,
 };
 #endif

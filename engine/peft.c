@@ -235,6 +235,8 @@ static int find_targets(struct reading *r)
     for (int l = 0; l < r->arch->L; l++) {
         for (int m = 0; m < MOD_COUNT; m++) {
             struct slot *s = slot_of(r, l, m);
+            if (!arch_has_module(r->arch, (enum module)m))
+                continue;
             arch_module_path(r->arch, l, (enum module)m, path, sizeof path);
             int rc = peft_matcher_targets(r->matcher, path, true, &s->targeted, r->err);
             if (rc != ERR_OK)
@@ -254,7 +256,9 @@ static int find_targets(struct reading *r)
                            exclude != NULL && !json_is_null(exclude) ? " less exclude_modules" : "",
                            r->arch->family, r->arch->L);
     }
-    return peft_fan_in_check(r->c.root, r->err);
+    bool fan_in; /* PEFT takes it as true for layers that are stored so, and warns */
+    return r->family->transposed ? get_bool(r->c.root, "fan_in_fan_out", &fan_in, r->err)
+                                 : peft_fan_in_check(r->c.root, r->err);
 }
 
 /* --- which tensors --------------------------------------------------------------------------- */

@@ -72,7 +72,7 @@ const struct peft_field peft_fields[] = {
     { "use_dora", FIELD_REFUSED, FOR_BOTH, NULL, "false",
       "DoRA's magnitude vectors are not computed" },
     { "fan_in_fan_out", FIELD_REFUSED, FOR_BOTH, NULL, "false",
-      "it is for layers stored transposed (GPT-2), which no supported family has" },
+      "about layers that are stored transposed: GPT-2 has them, and there either value is right" },
     { "modules_to_save", FIELD_REFUSED, FOR_BOTH, NULL, "null",
       "the file would replace whole layers of the base, which all adapters share" },
     { "trainable_token_indices", FIELD_REFUSED, FOR_BOTH, NULL, "null",

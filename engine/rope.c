@@ -11,7 +11,7 @@ struct angle {
 };
 
 struct rope {
-    int half;           /* hd / 2 */
+    int half;           /* rot / 2 */
     struct angle *low;  /* [STEP][half]: b * f_i */
     struct angle *high; /* [max_positions / STEP + 1][half]: 256 a * f_i */
 };
@@ -19,7 +19,7 @@ struct rope {
 double rope_frequency(const struct arch *a, int i)
 {
     const double pi = 3.14159265358979323846;
-    double f = pow(a->rope_theta, -2.0 * i / a->hd);
+    double f = pow(a->rope_theta, -2.0 * i / a->rot);
     if (a->rope_scaling == ROPE_LINEAR)
         return f / a->rope_factor;
     if (a->rope_scaling != ROPE_LLAMA3)
@@ -36,7 +36,7 @@ static size_t nhigh(const struct arch *a) { return (size_t)a->max_positions / ST
 size_t rope_bytes(const struct arch *a)
 {
     return sizeof(struct rope) +
-           (STEP + nhigh(a)) * (size_t)(a->hd / 2) * sizeof(struct angle);
+           (STEP + nhigh(a)) * (size_t)(a->rot / 2) * sizeof(struct angle);
 }
 
 int rope_create(const struct arch *a, struct rope **ret, struct err *err)
@@ -44,7 +44,7 @@ int rope_create(const struct arch *a, struct rope **ret, struct err *err)
     struct rope *r = calloc(1, sizeof *r);
     if (r == NULL)
         return err_nomem(err);
-    const size_t half = (size_t)a->hd / 2;
+    const size_t half = (size_t)a->rot / 2;
     r->half = (int)half;
     r->low = malloc(STEP * half * sizeof *r->low);
     r->high = malloc(nhigh(a) * half * sizeof *r->high);

@@ -11,10 +11,11 @@
 #include "engine/arch.h"
 
 struct rope;
+/* Of models with rope: rot > 0. */
 size_t rope_bytes(const struct arch *a);
 int rope_create(const struct arch *a, struct rope **ret, struct err *err);
 void rope_destroy(struct rope *r); /* NULL is fine */
-/* cos and sin of all hd/2 angles of position 0 <= pos < max_positions. */
+/* cos and sin of all rot/2 angles of position 0 <= pos < max_positions. */
 void rope_angles(const struct rope *r, int pos, float *cos, float *sin);
 /* f_i after the model's scaling. */
 double rope_frequency(const struct arch *a, int i);

@@ -20,6 +20,7 @@ enum {
 static const char *const module_names[MOD_COUNT] = {
     [MOD_Q] = "q",       [MOD_K] = "k",   [MOD_V] = "v",       [MOD_O] = "o",
     [MOD_GATE] = "gate", [MOD_UP] = "up", [MOD_DOWN] = "down",
+    [MOD_QKV] = "qkv",   [MOD_GATE_UP] = "gate_up",
 };
 
 static const struct {

@@ -101,6 +101,8 @@ size_t support_lora_tensors(const struct arch *arch, const char *path_end, int r
     for (int l = 0; l < arch->L; l++)
         for (int m = 0; m < MOD_COUNT; m++) {
             char path[96];
+            if (!arch_has_module(arch, (enum module)m))
+                continue;
             arch_module_path(arch, l, (enum module)m, path, sizeof path);
             size_t len = strlen(path);
             if (k > len || (k > 0 && strcmp(path + len - k, path_end) != 0))

@@ -40,3 +40,13 @@ struct base *support_base(const struct support_model *m, const char *type, const
     support_remove(tmp);
     return base;
 }
+
+struct base *support_base_config(const char *config, const char *type, enum precision precision)
+{
+    char tmp[64];
+    support_tmpdir(tmp);
+    support_config_write(config, 1, tmp);
+    struct base *base = support_base_dir(tmp, type, NULL, precision);
+    support_remove(tmp);
+    return base;
+}

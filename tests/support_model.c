@@ -1,6 +1,7 @@
 /* support_model.c - random models for tests; see the header. */
 #include "tests/support_model.h"
 
+#include "engine/base_int.h"
 #include "engine/safetensors.h"
 #include "engine/util.h"
 
@@ -105,14 +106,14 @@ void support_model_values(const struct support_model *m, const char *name, float
     }
 }
 
-struct weight {
+struct drawn {
     char name[128];
     int rows, cols; /* cols 0: a vector */
     float scale, offset;
 };
 
 struct weights {
-    struct weight *list;
+    struct drawn *list;
     size_t n, cap;
 };
 
@@ -125,8 +126,8 @@ static void add(struct weights *w, int rows, int cols, float scale, float offset
         if (w->list == NULL)
             die("out of memory");
     }
-    struct weight *t = &w->list[w->n++];
-    *t = (struct weight){ .rows = rows, .cols = cols, .scale = scale, .offset = offset };
+    struct drawn *t = &w->list[w->n++];
+    *t = (struct drawn){ .rows = rows, .cols = cols, .scale = scale, .offset = offset };
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(t->name, sizeof t->name, fmt, ap);
@@ -164,12 +165,12 @@ static void list_layer(const struct support_model *m, int l, struct weights *w)
     }
 }
 
-static size_t count_of(const struct weight *t)
+static size_t count_of(const struct drawn *t)
 {
     return (size_t)t->rows * (size_t)(t->cols ? t->cols : 1);
 }
 
-static void write_weight(const struct support_model *m, const struct weight *t,
+static void write_weight(const struct support_model *m, const struct drawn *t,
                          struct st_writer *w)
 {
     struct err err = { 0 };
@@ -191,34 +192,40 @@ static void write_weight(const struct support_model *m, const struct weight *t,
     free(v);
 }
 
-static void write_weights(const struct support_model *m, const char *dir)
+/* Frees the list. */
+static void write_list(const struct support_model *m, struct weights *w, const char *dir)
 {
     static const char *const names[] = { "F32", "F16", "BF16" };
-    struct weights w = { 0 };
     struct st_writer *out;
     struct err err = { 0 };
-    add(&w, m->V, m->D, 1, 0, "model.embed_tokens.weight");
-    for (int l = 0; l < m->L; l++)
-        list_layer(m, l, &w);
-    add(&w, m->D, 0, 0.1f, 1, "model.norm.weight");
-    if (!m->tied)
-        add(&w, m->V, m->D, 2 / sqrtf((float)m->D), 0, "lm_head.weight");
     char *path = path_join(dir, "model.safetensors");
     must(st_writer_open(path, false, &out, &err), &err);
     must(st_writer_meta(out, "format", "pt", 2, &err), &err);
-    for (size_t i = 0; i < w.n; i++) {
-        const struct weight *t = &w.list[i];
+    for (size_t i = 0; i < w->n; i++) {
+        const struct drawn *t = &w->list[i];
         must(st_writer_tensor(out, t->name, names[m->dtype], t->cols ? 2 : 1,
                               (const int64_t[]){ t->rows, t->cols },
                               count_of(t) * dtype_size(m->dtype), &err),
              &err);
     }
     must(st_writer_begin(out, &err), &err);
-    for (size_t i = 0; i < w.n; i++)
-        write_weight(m, &w.list[i], out);
+    for (size_t i = 0; i < w->n; i++)
+        write_weight(m, &w->list[i], out);
     must(st_writer_commit(out, &err), &err);
     free(path);
-    free(w.list);
+    free(w->list);
+}
+
+static void write_weights(const struct support_model *m, const char *dir)
+{
+    struct weights w = { 0 };
+    add(&w, m->V, m->D, 1, 0, "model.embed_tokens.weight");
+    for (int l = 0; l < m->L; l++)
+        list_layer(m, l, &w);
+    add(&w, m->D, 0, 0.1f, 1, "model.norm.weight");
+    if (!m->tied)
+        add(&w, m->V, m->D, 2 / sqrtf((float)m->D), 0, "lm_head.weight");
+    write_list(m, &w, dir);
 }
 
 /* --- config.json ---------------------------------------------------------------------- */
@@ -231,7 +238,7 @@ static void write_config(const struct support_model *m, const char *dir)
     bool qwen = strncmp(m->family, "qwen", 4) == 0;
     json_t *o = json_pack("{s:[s], s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:b, s:i, "
                           "s:i, s:s}",
-                          "architectures", f->architecture, "model_type", m->family, "hidden_act",
+                          "architectures", f->architecture[0], "model_type", m->family, "hidden_act",
                           "silu", "hidden_size", m->D, "intermediate_size", m->F,
                           "num_hidden_layers", m->L, "num_attention_heads", m->H,
                           "num_key_value_heads", m->G, "head_dim", m->hd, "vocab_size", m->V,
@@ -384,4 +391,35 @@ void support_model_write(const struct support_model *m, const char *dir)
     write_weights(m, dir);
     if (!m->no_tokenizer)
         write_tokenizer(m, dir);
+}
+
+/* Weights of a model as the engine lists them, in the shape that the family's files have. */
+static void list_weights(const struct arch *a, struct weights *w)
+{
+    const struct family *f = family_find(a->family);
+    struct weight *list;
+    struct err err = { 0 };
+    size_t n;
+    must(base_weights(a, &list, &n, &err), &err);
+    for (size_t i = 0; i < n; i++) {
+        const struct weight *e = &list[i];
+        const bool turned = e->kind == W_LINEAR && f->transposed, vector = e->K == 0;
+        const float offset = e->kind == W_NORM && f->norm_kind != NORM_RMS_PLUS_ONE ? 1 : 0;
+        const float scale = vector ? 0.1f : e->kind == W_LINEAR ? 1 / sqrtf((float)e->K) : 0.5f;
+        if (e->kind != W_HEAD || !a->tied)
+            add(w, turned ? e->K : e->N, turned ? e->N : e->K, scale, offset, "%s", e->name);
+    }
+    free(list);
+}
+
+void support_config_write(const char *config, uint64_t seed, const char *dir)
+{
+    const struct support_model m = { .seed = seed, .dtype = DT_F32 };
+    struct weights w = { 0 };
+    struct arch a;
+    struct err err = { 0 };
+    must(arch_from_config(config, NULL, &a, &err), &err);
+    support_write_file(dir, "config.json", config, strlen(config));
+    list_weights(&a, &w);
+    write_list(&m, &w, dir);
 }

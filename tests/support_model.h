@@ -40,6 +40,11 @@ void support_model_values(const struct support_model *m, const char *name, float
 /* Write, import (type "nf4" or "f32"; head and embed NULL: defaults) and load. */
 struct base *support_base(const struct support_model *m, const char *type, const char *head,
                           enum precision precision);
+/* The same for a model of any family, whose config.json is this text: random F32 weights, no
+ * tokenizer. */
+struct base *support_base_config(const char *config, const char *type, enum precision precision);
+/* Only the files. */
+void support_config_write(const char *config, uint64_t seed, const char *dir);
 /* Import and load an existing Hugging Face folder. */
 struct base *support_base_dir(const char *dir, const char *type, const char *head,
                               enum precision precision);

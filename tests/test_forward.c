@@ -172,12 +172,17 @@ static void run_together(const struct scene *sc, enum precision p, enum isa isa,
     engine_close(&e);
 }
 
-static void scene_open(struct scene *sc, const char *family, const char *type, enum precision p)
+/* `model` is a family, or a whole config.json with 320 tokens. */
+static void scene_open(struct scene *sc, const char *model, const char *type, enum precision p)
 {
     static const int len[NSEQ] = { 19, LONGEST, 34, 7 };
-    struct support_model m = support_model_default(family);
-    m.window = strcmp(family, "mistral") == 0 ? 20 : 0;
-    sc->base = support_base(&m, type, NULL, p);
+    if (model[0] == '{') {
+        sc->base = support_base_config(model, type, p);
+    } else {
+        struct support_model m = support_model_default(model);
+        m.window = strcmp(model, "mistral") == 0 ? 20 : 0;
+        sc->base = support_base(&m, type, NULL, p);
+    }
     make(&sc->made[0], &sc->base->arch, 9, 1);
     make(&sc->made[1], &sc->base->arch, 40, 2);
     const struct adapter *a = &sc->made[0].adapter, *b = &sc->made[1].adapter;
@@ -188,7 +193,7 @@ static void scene_open(struct scene *sc, const char *family, const char *type, e
     for (int i = 0; i < NSEQ; i++) {
         sc->len[i] = len[i];
         for (int t = 0; t < len[i]; t++)
-            sc->tokens[i][t] = (int32_t)((rnd(0.5f) + 0.5f) * (float)(m.V - 1));
+            sc->tokens[i][t] = (int32_t)((rnd(0.5f) + 0.5f) * (float)(sc->base->arch.V - 1));
     }
 }
 
@@ -294,13 +299,42 @@ static void qwen3_with_head_norms_keeps_the_promise(void **state)
     hold_promise("qwen3", "nf4", PREC_EXACT);
 }
 
-/* Rows whose logits nobody wants are cut off in the last layer; the others must not notice. */
-static void asking_for_fewer_logits_changes_none_of_them(void **state)
+/* One model for each way in which families differ from Llama. */
+static const char gpt2[] =
+    "{\"model_type\":\"gpt2\",\"n_embd\":128,\"n_layer\":2,\"n_head\":4,\"n_positions\":128,"
+    "\"vocab_size\":320}";
+static const char neox[] =
+    "{\"model_type\":\"gpt_neox\",\"hidden_size\":128,\"num_hidden_layers\":2,"
+    "\"num_attention_heads\":4,\"intermediate_size\":192,\"max_position_embeddings\":128,"
+    "\"vocab_size\":320,\"rotary_pct\":0.25}";
+static const char bloom[] =
+    "{\"model_type\":\"bloom\",\"hidden_size\":96,\"n_layer\":3,\"n_head\":6,"
+    "\"vocab_size\":320}";
+
+static void gpt2_with_learned_positions_keeps_the_promise(void **state)
 {
     (void)state;
+    hold_promise(gpt2, "nf4", PREC_FAST);
+}
+
+static void neox_with_parallel_residual_and_partial_rope_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(neox, "nf4", PREC_EXACT);
+}
+
+static void bloom_with_slopes_and_rows_that_are_no_blocks_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(bloom, "nf4", PREC_EXACT);
+}
+
+/* Rows whose logits nobody wants are cut off in the last layer; the others must not notice. */
+static void ask_for_fewer(const char *model)
+{
     const enum isa isa = best_isa();
     struct scene sc;
-    scene_open(&sc, "qwen3", "nf4", PREC_EXACT);
+    scene_open(&sc, model, "nf4", PREC_EXACT);
     const size_t V = (size_t)sc.base->arch.V;
     static const int nlogits[NSEQ] = { 1, 3, 0, 7 };
     struct span spans[NSEQ];
@@ -338,6 +372,13 @@ static void asking_for_fewer_logits_changes_none_of_them(void **state)
     scene_close(&sc);
 }
 
+static void asking_for_fewer_logits_changes_none_of_them(void **state)
+{
+    (void)state;
+    ask_for_fewer("qwen3");
+    ask_for_fewer(neox); /* q, k and v in one product, the residual stream read twice */
+}
+
 /* An adapter must matter: a batch in which nobody's did would pass everything above. */
 static void adapters_change_the_logits_of_their_rows(void **state)
 {
@@ -367,6 +408,9 @@ int main(void)
         cmocka_unit_test(mistral_with_a_window_keeps_the_promise),
         cmocka_unit_test(qwen2_with_biases_keeps_the_promise),
         cmocka_unit_test(qwen3_with_head_norms_keeps_the_promise),
+        cmocka_unit_test(gpt2_with_learned_positions_keeps_the_promise),
+        cmocka_unit_test(neox_with_parallel_residual_and_partial_rope_keeps_the_promise),
+        cmocka_unit_test(bloom_with_slopes_and_rows_that_are_no_blocks_keeps_the_promise),
         cmocka_unit_test(asking_for_fewer_logits_changes_none_of_them),
         cmocka_unit_test(adapters_change_the_logits_of_their_rows),
     };

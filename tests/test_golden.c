@@ -300,6 +300,30 @@ static void checkpoints_of_bitsandbytes_give_the_logits_of_their_codes(void **st
     }
 }
 
+static void tiny_gpt2_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-gpt2");
+}
+
+static void tiny_gptneox_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-gptneox");
+}
+
+static void tiny_bloom_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-bloom");
+}
+
+static void tiny_bloom6_and_its_adapters_give_the_reference_logits(void **state)
+{
+    (void)state;
+    check_model("tiny-bloom6");
+}
+
 /* --- a real model ----------------------------------------------------------------------------------- */
 /* Perplexity over N sequences of T ids; the first of each is context only. */
 static double perplexity(struct session *s, const int32_t *ids, int N, int T)
@@ -403,6 +427,10 @@ int main(void)
         cmocka_unit_test(tiny_qwen2_and_its_adapters_give_the_reference_logits),
         cmocka_unit_test(tiny_qwen3_and_its_adapters_give_the_reference_logits),
         cmocka_unit_test(checkpoints_of_bitsandbytes_give_the_logits_of_their_codes),
+        cmocka_unit_test(tiny_gpt2_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(tiny_gptneox_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(tiny_bloom_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(tiny_bloom6_and_its_adapters_give_the_reference_logits),
         cmocka_unit_test(a_fox_sentence_has_the_perplexity_computed_in_float64),
         cmocka_unit_test(trained_adapters_have_the_perplexity_that_was_measured_in_training),
     };

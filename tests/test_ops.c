@@ -122,6 +122,91 @@ static void rmsnorm_silu_and_add_agree_with_fp64(void **state)
     }
 }
 
+static double gelu_tanh_64(double u)
+{
+    return 0.5 * u * (1 + tanh(sqrt(2 / acos(-1)) * (u + 0.044715 * u * u * u)));
+}
+
+static double gelu_erf_64(double u) { return 0.5 * u * erfc(-u / sqrt(2)); }
+
+/* The largest error of gelu(u) over |u|, for u in [-12, 12]. */
+static double gelu_error(void (*fn)(const float *, const float *, int, float *),
+                         double (*want)(double))
+{
+    double worst = 0;
+    for (int i = 1; i <= 200000; i++) {
+        const float u = 12.0f * (float)i / 200000;
+        for (int sign = -1; sign <= 1; sign += 2) {
+            float x = (float)sign * u, y;
+            fn(&x, NULL, 1, &y);
+            const double e = fabs(y - want(x)) / u;
+            worst = e > worst ? e : worst;
+        }
+    }
+    return worst;
+}
+
+static void gelu_has_six_digits_of_both_kinds(void **state)
+{
+    (void)state;
+    const double t = gelu_error(ops_scalar.gelu_tanh, gelu_tanh_64);
+    const double e = gelu_error(ops_scalar.gelu_erf, gelu_erf_64);
+    printf("gelu: worst error over |u| %.2e with tanh, %.2e with erf\n", t, e);
+    assert_true(t < 3e-7 && e < 2.5e-7);
+    const float x[4] = { 0, -0.0f, 1e30f, -1e30f }, up[4] = { 2, 2, 2, 2 };
+    float y[4];
+    ops_scalar.gelu_erf(x, up, 4, y);
+    assert_true(y[0] == 0 && y[1] == 0 && y[2] == 2e30f && y[3] == 0);
+    ops_scalar.gelu_tanh(x, up, 4, y);
+    assert_true(y[0] == 0 && y[1] == 0 && y[2] == 2e30f && y[3] == 0);
+}
+
+static void softcap_is_a_hyperbolic_tangent_of_full_precision(void **state)
+{
+    (void)state;
+    double worst = 0;
+    for (int i = 1; i <= 200000; i++) {
+        float x = (float)exp(-20.0 + 30.0 * i / 200000), y = x; /* 2e-9 to 2e4 */
+        ops_scalar.softcap(30, 1, &y);
+        double want = 30 * tanh((double)x / 30);
+        worst = fabs(y - want) / want > worst ? fabs(y - want) / want : worst;
+        float z = -x;
+        ops_scalar.softcap(30, 1, &z);
+        assert_true(fabs(z + want) <= 4e-7 * want);
+    }
+    printf("softcap: worst relative error %.2e\n", worst);
+    assert_true(worst < 4e-7);
+}
+
+static void layernorm_and_rope_in_pairs_agree_with_fp64(void **state)
+{
+    (void)state;
+    for (int s = 0; s < NSIZES; s++) {
+        const int n = sizes[s];
+        float *x = random_floats((size_t)n, 3), *w = random_floats((size_t)n, 2);
+        float *b = random_floats((size_t)n, 1), *y = random_floats((size_t)n, 1);
+        double mean = 0, square = 0;
+        for (int i = 0; i < n; i++)
+            mean += (x[i] += 5) / (double)n;
+        for (int i = 0; i < n; i++)
+            square += (x[i] - mean) * (x[i] - mean) / n;
+        ops_scalar.layernorm(x, w, b, 1e-5f, n, y);
+        for (int i = 0; i < n; i++)
+            assert_true(fabs(y[i] - ((x[i] - mean) / sqrt(square + 1e-5) * w[i] + b[i])) < 3e-5);
+        memcpy(y, x, (size_t)n * sizeof *y);
+        ops_scalar.rope_pairs(y, w, b, n / 2 * 2); /* any numbers do for cos and sin */
+        for (int i = 0; i < n / 2; i++) {
+            const double even = x[2 * i], odd = x[2 * i + 1];
+            assert_true(fabs(y[2 * i] - (even * w[i] - odd * b[i])) < 2e-6);
+            assert_true(fabs(y[2 * i + 1] - (odd * w[i] + even * b[i])) < 2e-6);
+        }
+        free(x);
+        free(w);
+        free(b);
+        free(y);
+    }
+}
+
 static void check_against_scalar(const struct ops *v)
 {
     for (int s = 0; s < NSIZES; s++) {
@@ -136,6 +221,35 @@ static void check_against_scalar(const struct ops *v)
         ops_scalar.silu_mul(x, w, n, a);
         v->silu_mul(x, w, n, b);
         assert_memory_equal(a, b, bytes);
+        ops_scalar.layernorm(x, w, w, 1e-6f, n, a);
+        v->layernorm(x, w, w, 1e-6f, n, b);
+        assert_memory_equal(a, b, bytes);
+        for (int k2 = 0; k2 < 2; k2++) {
+            const float *up = k2 ? w : NULL;
+            const float scale = k2 ? 1 : 0.05f; /* both ends and the middle */
+            memcpy(a, x, bytes);
+            ops_scalar.scale(scale, n, a);
+            memcpy(b, a, bytes);
+            ops_scalar.gelu_tanh(a, up, n, a);
+            v->gelu_tanh(b, up, n, b);
+            assert_memory_equal(a, b, bytes);
+            memcpy(a, x, bytes);
+            ops_scalar.scale(scale, n, a);
+            memcpy(b, a, bytes);
+            ops_scalar.gelu_erf(a, up, n, a);
+            v->gelu_erf(b, up, n, b);
+            assert_memory_equal(a, b, bytes);
+            memcpy(a, x, bytes);
+            memcpy(b, x, bytes);
+            ops_scalar.softcap(k2 ? 50 : 0.5f, n, a);
+            v->softcap(k2 ? 50 : 0.5f, n, b);
+            assert_memory_equal(a, b, bytes);
+        }
+        if (n % 2 == 0) {
+            ops_scalar.rope_pairs(a, w, w + n / 2, n);
+            v->rope_pairs(b, w, w + n / 2, n);
+            assert_memory_equal(a, b, bytes);
+        }
         ops_scalar.add(x, n, a);
         v->add(x, n, b);
         assert_memory_equal(a, b, bytes);
@@ -177,7 +291,7 @@ static void vector_operations_give_the_scalar_bits(void **state)
 static void rope_rotates_pairs_by_position_times_frequency(void **state)
 {
     (void)state;
-    struct arch a = { .hd = 80, .max_positions = 131072, .rope_theta = 10000 };
+    struct arch a = { .rot = 80, .max_positions = 131072, .rope_theta = 10000 };
     struct rope *r;
     assert_int_equal(rope_create(&a, &r, NULL), ERR_OK);
     static const int positions[] = { 0, 1, 255, 256, 257, 4095, 65536, 131071 };
@@ -204,7 +318,7 @@ static void llama3_scaling_slows_long_waves_only(void **state)
 {
     (void)state;
     const double pi = acos(-1);
-    struct arch a = { .hd = 128, .max_positions = 512, .rope_theta = 500000,
+    struct arch a = { .rot = 128, .max_positions = 512, .rope_theta = 500000,
                       .rope_scaling = ROPE_LLAMA3, .rope_factor = 8, .rope_low_freq = 1,
                       .rope_high_freq = 4, .rope_original_max = 8192 };
     int kept = 0, slowed = 0, blended = 0;
@@ -260,7 +374,7 @@ static void scene_open(struct scene *s, int G, int heads, int hd, int T, int row
     s->q = random_floats((size_t)rows * wide * (size_t)heads, 2);
     for (int i = 0; i < T; i++)
         attn_store(&ops_scalar, s->kv, s->seq.pages, 1, G, hd, i, s->k + (size_t)i * wide,
-                   s->v + (size_t)i * wide);
+                   s->v + (size_t)i * wide, hd);
 }
 
 static void scene_close(struct scene *s)
@@ -277,7 +391,8 @@ static float *scene_run(const struct scene *s, const struct ops *ops, int window
     const struct arch *a = &s->arch;
     float *out = random_floats((size_t)s->rows * (size_t)(a->H * a->hd), 1);
     struct attn_layer l = { .kv = s->kv, .layer = 1, .H = a->H, .G = a->G, .hd = a->hd,
-                            .window = window, .q = s->q, .out = out };
+                            .window = window, .scale = 1 / sqrtf((float)a->hd), .q = s->q,
+                            .q_ld = a->H * a->hd, .q_step = a->hd, .out = out };
     for (int g = 0; g < a->G; g++)
         for (int r = 0; r < s->rows; r += chunk)
             attn_rows(ops, &l, s->seq.pages, s->T - s->rows + r, r,
@@ -406,7 +521,7 @@ static void attention_is_untouched_by_what_it_must_not_see(void **state)
         float bad[32];
         for (int i = 0; i < 32; i++)
             bad[i] = i % 2 ? INFINITY : NAN;
-        attn_store(&ops_scalar, s.kv, s.seq.pages, 1, 1, 32, 37, bad, bad); /* row 5 of 8 */
+        attn_store(&ops_scalar, s.kv, s.seq.pages, 1, 1, 32, 37, bad, bad, 32); /* row 5 of 8 */
         float *out = scene_run(&s, ops, 0, 8);
         assert_memory_equal(clean, out, 5 * 32 * sizeof *out);
         free(clean);
@@ -421,6 +536,9 @@ int main(void)
         cmocka_unit_test(exp_is_within_one_and_a_half_ulp),
         cmocka_unit_test(exp_is_right_at_its_edges),
         cmocka_unit_test(rmsnorm_silu_and_add_agree_with_fp64),
+        cmocka_unit_test(gelu_has_six_digits_of_both_kinds),
+        cmocka_unit_test(softcap_is_a_hyperbolic_tangent_of_full_precision),
+        cmocka_unit_test(layernorm_and_rope_in_pairs_agree_with_fp64),
         cmocka_unit_test(vector_operations_give_the_scalar_bits),
         cmocka_unit_test(rope_rotates_pairs_by_position_times_frequency),
         cmocka_unit_test(llama3_scaling_slows_long_waves_only),
