@@ -386,8 +386,7 @@ static int write_config(const struct adapter_src *a, const char *path, struct er
     return rc;
 }
 
-/* Nothing that is there is overwritten, and a failure leaves neither file. */
-static int write_folder(const struct adapter_src *a, const char *dir, struct err *err)
+int adapter_write_folder(const struct adapter_src *a, const char *dir, struct err *err)
 {
     if (mkdir(dir, 0777) != 0 && errno != EEXIST)
         return err_set(err, ERR_IO, "cannot make the folder %s: %s", dir, strerror(errno));
@@ -418,7 +417,7 @@ static int get(struct job *j)
         return job_fail(j);
     rc = store_version_load(j->st, v.id, &a, &j->err);
     if (rc == ERR_OK)
-        rc = write_folder(a, dir, &j->err);
+        rc = adapter_write_folder(a, dir, &j->err);
     if (rc == ERR_OK)
         printf("%s@%d written to %s\n", v.name, v.version, dir);
     adapter_src_free(a);
@@ -504,6 +503,8 @@ int cmd_adapter(int argc, char **argv)
         { "versions", "NAME", "list the versions of an adapter", adapter_versions },
         { "get", "NAME[@VERSION] -o DIR", "write a version as a PEFT folder",
           adapter_get },
+        { "export", "NAME[@VERSION] -o PATH", "write it as plain LoRA or for llama.cpp",
+          adapter_export },
         { "promote", "NAME@VERSION", "make a version live", adapter_promote },
         { "rm", "NAME[@VERSION]", "remove an adapter or a version", adapter_rm },
         { .name = NULL },

@@ -29,11 +29,15 @@ bool adapter_arg_is_dir(const struct opts *o, const char *ref);
 /* Architecture and hash of a base file; its weights stay unread.  ret_hash may be NULL. */
 int adapter_read_base(const char *path, struct arch *ret_arch, char ret_hash[65], struct err *err);
 
+/* PEFT's two files.  Nothing that is there is overwritten, and a failure leaves neither file. */
+int adapter_write_folder(const struct adapter_src *a, const char *dir, struct err *err);
+
 /* The chart that `lorad adapter show` prints: rank and norm per layer and module.  `norm` may be
  * NULL. */
 void adapter_chart(const struct adapter_src *a, const double *norm);
 
 /* Subcommands in files of their own. */
 int adapter_diff(int argc, char **argv);   /* cmd_adapter_diff.c */
+int adapter_export(int argc, char **argv); /* cmd_adapter_export.c */
 
 #endif

@@ -66,6 +66,14 @@ same out-w/adapter_config.json "$A/whitman/adapter_config.json"
 want 1 "is there already" "$lorad" adapter get s@1 -o out-w
 want 0 "w@1 has this content already" "$lorad" adapter add w out-w --base demo.base
 
+want 0 "w@1 written to w-lora" "$lorad" adapter export w -o w-lora --as lora
+want 0 "plain@1: lora, rank 1-16, 32 modules" "$lorad" adapter add plain ./w-lora --base demo.base
+want 0 "plain removed" "$lorad" adapter rm plain
+want 2 "--base FILE" "$lorad" adapter export w -o w.gguf --as gguf
+want 2 "not onnx" "$lorad" adapter export w -o w.onnx --as onnx
+want 0 "w@1 written to w.gguf" "$lorad" adapter export w -o w.gguf --as gguf --base demo.base
+want 1 "w.gguf is there already" "$lorad" adapter export w -o w.gguf --as gguf --base demo.base
+
 want 0 "s@2 is live" "$lorad" adapter promote s@2
 want 1 "is live" "$lorad" adapter rm s@2
 want 0 "s@1 removed" "$lorad" adapter rm s@1
