@@ -505,6 +505,8 @@ int cmd_adapter(int argc, char **argv)
           adapter_get },
         { "export", "NAME[@VERSION] -o PATH", "write it as plain LoRA or for llama.cpp",
           adapter_export },
+        { "merge", "NAME --into HF_DIR -o DIR", "add it to the weights of a folder",
+          adapter_merge_cmd },
         { "promote", "NAME@VERSION", "make a version live", adapter_promote },
         { "rm", "NAME[@VERSION]", "remove an adapter or a version", adapter_rm },
         { .name = NULL },

@@ -39,5 +39,6 @@ void adapter_chart(const struct adapter_src *a, const double *norm);
 /* Subcommands in files of their own. */
 int adapter_diff(int argc, char **argv);   /* cmd_adapter_diff.c */
 int adapter_export(int argc, char **argv); /* cmd_adapter_export.c */
+int adapter_merge_cmd(int argc, char **argv); /* cmd_adapter_merge.c */
 
 #endif

@@ -6,32 +6,16 @@
 #include "engine/util.h"
 #include "server/cmd.h"
 #include "server/options.h"
+#include "server/stop.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
-
-static volatile sig_atomic_t stopped;
-
-static void stop(int sig)
-{
-    (void)sig;
-    stopped = 1;
-}
-
-static void catch_signals(void)
-{
-    struct sigaction sa = { .sa_handler = stop, .sa_flags = (int)SA_RESETHAND };
-    sigemptyset(&sa.sa_mask);
-    sigaction(SIGINT, &sa, NULL); /* a second one ends the program at once */
-    sigaction(SIGTERM, &sa, NULL);
-}
 
 static bool show(void *ud, const char *tensor, size_t done, size_t total)
 {
     (void)tensor;
     progress(ud, done, total);
-    return stopped;
+    return stop_asked();
 }
 
 static void note(void *ud, const char *sentence)
@@ -54,7 +38,7 @@ static int run(const struct opts *o, const char *dir, const char *out)
     };
     struct err err = { 0 };
     double begin = now_mono();
-    catch_signals();
+    stop_catch();
     if (base_import(dir, out, &import, &err) != ERR_OK)
         return fail(1, "%s", err.msg);
     size_t resident = 0;

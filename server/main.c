@@ -24,7 +24,7 @@ static const struct cmd commands[] = {
     { "generate", "continue a prompt", cmd_generate },
     { "logits", "write the logits of a sequence of tokens", cmd_logits },
     { "perplexity", "how well the model predicts a text", cmd_perplexity },
-    { "adapter", "add, list, show, compare, write out, promote and remove adapters", cmd_adapter },
+    { "adapter", "add, list, show, compare, export, merge, promote and remove adapters", cmd_adapter },
     { "tenant", "add, list and remove tenants", cmd_tenant },
     { "key", "make, list and revoke access keys", cmd_key },
     { "check", "check the whole database for damage", cmd_check },

@@ -196,7 +196,109 @@ def ggufs(root):
                 gguf(root, f"{family} {kind}", source, adapter, family in ("tiny-llama", "tiny-mistral"))
 
 
+# --- merged ---------------------------------------------------------------------------------------
+def split(source, out):
+    """The same model in two weight files with an index."""
+    os.makedirs(out)
+    shutil.copy(os.path.join(source, "config.json"), out)
+    tensors = read_safetensors(os.path.join(source, "model.safetensors"))
+    names, where, total = sorted(tensors), {}, 0
+    for i in (0, 1):
+        part = {n: tensors[n] for n in names[i::2]}
+        file = f"model-{i + 1:05}-of-00002.safetensors"
+        write_safetensors(os.path.join(out, file), part)
+        where.update({n: file for n in part})
+        total += sum(len(t[2]) for t in part.values())
+    with open(os.path.join(out, "model.safetensors.index.json"), "w") as f:
+        json.dump({"metadata": {"total_size": total}, "weight_map": where}, f)
+
+
+def merge(root, label, source, adapter, dtype="f32", limit=1e-6):
+    out = os.path.join(root, label.replace(" ", "-") + "-merged")
+    lorad("adapter", "merge", adapter, "--into", source, "-o", out, "--dtype", dtype)
+    want = logits(root, f32_base(root, source), adapter)
+    got = logits(root, f32_base(root, out))
+    d = distance(got, want)
+    check(d < limit, f"{label}: merged in {dtype}, the logits are those of base + adapter ({d:.2g})")
+    return out
+
+
+def merges(root):
+    whitman = os.path.join(DEMO, "adapters", "whitman")
+    out = merge(root, "demo whitman", DEMO, whitman)
+    same = [open(os.path.join(d, "tokenizer.json"), "rb").read() for d in (DEMO, out)]
+    check(same[0] == same[1], "the tokenizer comes along")
+    check(not [n for n in os.listdir(out) if n.startswith("adapter")], "no adapter lies beside what was merged")
+    merge(root, "demo whitman bf16", DEMO, whitman, "bf16", 0.02)
+    config = json.load(open(os.path.join(root, "demo-whitman-bf16-merged", "config.json")))
+    check(config.get("dtype", config.get("torch_dtype")) == "bfloat16", "config.json says the new type")
+    kinds = {t[0] for t in read_safetensors(os.path.join(
+        root, "demo-whitman-bf16-merged", "model.safetensors")).values()}
+    check(kinds == {"BF16"}, f"every tensor has the type that was asked for {kinds}")
+
+    # without --dtype, what no module changes keeps its bytes; shards keep their names
+    two = os.path.join(root, "two")
+    split(DEMO, two)
+    out = os.path.join(root, "two-merged")
+    lorad("adapter", "merge", whitman, "--into", two, "-o", out)
+    names = sorted(n for n in os.listdir(two) if n.startswith("model"))
+    check(names == sorted(n for n in os.listdir(out) if n.startswith("model")), "the shards keep their names")
+    config = json.load(open(os.path.join(whitman, "adapter_config.json")))
+    changed, kept = 0, 0
+    for n in names[:2]:
+        before, after = read_safetensors(os.path.join(two, n)), read_safetensors(os.path.join(out, n))
+        assert before.keys() == after.keys()
+        for t in before:
+            pruned = config["rank_pattern"].get(t.removesuffix(".weight") + ".lora_E")
+            if pruned is not None and any(pruned):
+                changed += before[t] != after[t] and before[t][:2] == after[t][:2]
+            else:
+                kept += before[t] == after[t]
+    total = len(json.load(open(os.path.join(out, "model.safetensors.index.json")))["weight_map"])
+    check(changed == 32 and changed + kept == total, f"{changed} weights changed, {kept} kept their bytes")
+    r = lorad("adapter", "merge", whitman, "--into", DEMO, "-o", out, ok=False)
+    check(r.returncode == 1 and "already" in r.stderr, "a folder that is there is not written into")
+
+    for label, source, adapter in [
+            ("tiny-llama adalora", ("golden", "models", "tiny-llama"), ("golden", "adapters", "tiny-llama", "adalora")),
+            ("tiny-qwen2 hetero", ("golden", "models", "tiny-qwen2"),
+             ("golden", "adapters", "tiny-qwen2", "lora_hetero")),
+            # weights stored transposed, and q, k, v in one matrix
+            ("tiny-gpt2 hetero", ("golden", "models", "tiny-gpt2"), ("golden", "adapters", "tiny-gpt2", "lora_hetero")),
+            ("tiny-bloom hetero", ("golden", "models", "tiny-bloom"),
+             ("golden", "adapters", "tiny-bloom", "lora_hetero")),
+            ("stories260K adalora", ("models", "stories260K"), ("adapters", "stories260K", "adalora_r8"))]:
+        source, adapter = shared(*source), shared(*adapter)
+        if source and adapter:
+            merge(root, label, source, adapter, limit=2e-6)
+
+
+def merge_refusals(root):
+    base, db = os.path.join(root, "nf4.base"), os.path.join(root, "a.db")
+    lorad("import", DEMO, "-o", base)
+    lorad("adapter", "add", "w", os.path.join(DEMO, "adapters", "whitman"), "--base", base, "--db", db)
+    out = os.path.join(root, "bound")
+    lorad("adapter", "merge", "w", "--db", db, "--base", base, "--into", DEMO, "-o", out)
+    check(os.path.exists(os.path.join(out, "model.safetensors")), "a version merges into its base's source")
+    other = os.path.join(root, "two")
+    for args, says in [
+            (["--base", base, "--into", other], "not the folder"),
+            (["--base", f32_base(root, DEMO), "--into", DEMO], "another base"),
+            (["--into", DEMO, "--dtype", "q8"], "not q8"),
+            (["--into", os.path.join(DEMO, "adapters")], "config.json")]:
+        r = lorad("adapter", "merge", "w", "--db", db, *args, "-o", os.path.join(root, "no"), ok=False)
+        left = [n for n in os.listdir(root) if n.startswith("no")]
+        check(r.returncode == 1 and says in r.stderr and not left, f"refused: {says} {r.stderr.strip()[:100]}")
+    quantised = shared("golden", "models", "tiny-llama-bnb-4bit")
+    adapter = shared("golden", "adapters", "tiny-llama", "adalora")
+    if quantised and adapter:
+        r = lorad("adapter", "merge", adapter, "--into", quantised, "-o", os.path.join(root, "no"), ok=False)
+        check(r.returncode == 1 and "4-bit" in r.stderr, f"4-bit weights are refused {r.stderr.strip()[:100]}")
+
+
 with Folder() as root:
+    merges(root)
+    merge_refusals(root)
     plain_loras(root)
     bytes_stay(root)
     ggufs(root)
