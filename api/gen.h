@@ -12,6 +12,7 @@
 #include "api/api_int.h"
 
 enum { GEN_MAX_CHOICES = 128 }; /* prompts x n */
+enum { STOP_MAX = 16 };         /* stop strings of a request */
 
 struct gen_params {
     bool chat;               /* else completions */
@@ -25,7 +26,7 @@ struct gen_params {
     struct sample_params sample;
     struct sample_bias *bias; /* what sample.bias points to */
     int nstop;
-    const char *stop[GEN_STOP_MAX];
+    const char *stop[GEN_STOP_MAX]; /* the client's, at most STOP_MAX, and what ends a turn of chat */
     int nadapters;
     struct { const char *name; double weight; } adapters[LORA_SET_MAX];
 };

@@ -104,7 +104,9 @@ static int read_number(const struct field *f, const json_t *v, struct gen_params
         return wrong(f->name, f->kind == F_INT ? "an integer" : "a number", v, err);
     const double x = json_number_value(v);
     if (!(x >= f->lo && x <= f->hi))
-        return err_set_slug(err, ERR_INVALID, NULL, f->name, "`%s` must be from %g to %g, not %g",
+        return err_set_slug(err, ERR_INVALID, NULL, f->name,
+                            f->kind == F_INT ? "`%s` must be from %.0f to %.0f, not %.0f"
+                                             : "`%s` must be from %g to %g, not %g",
                             f->name, f->lo, f->hi, x);
     char *at = (char *)p + f->at;
     if (f->kind == F_INT)
@@ -279,9 +281,9 @@ static int read_stop(const json_t *v, const char *name, struct gen_params *p, st
     if (!one && !json_is_array(v))
         return wrong(name, "a string or an array of strings", v, err);
     const size_t n = one ? 1 : json_array_size(v);
-    if (n > GEN_STOP_MAX)
+    if (n > STOP_MAX)
         return err_set_slug(err, ERR_INVALID, NULL, name,
-                            "`stop` may have at most %d strings, not %zu", GEN_STOP_MAX, n);
+                            "`stop` may have at most %d strings, not %zu", STOP_MAX, n);
     for (size_t i = 0; i < n; i++) {
         const json_t *s = one ? v : json_array_get(v, i);
         if (!json_is_string(s))
@@ -324,7 +326,8 @@ static int read_bias(const json_t *v, const char *name, struct gen_params *p, st
     {
         char *end;
         const long id = strtol(key, &end, 10);
-        if (key[0] < '0' || key[0] > '9' || *end != '\0' || id > INT32_MAX)
+        const bool zeros = key[0] == '0' && key[1] != '\0'; /* "05" beside "5" is the same token */
+        if (key[0] < '0' || key[0] > '9' || *end != '\0' || id > INT32_MAX || zeros)
             return err_set_slug(err, ERR_INVALID, NULL, name,
                                 "\"%.40s\" in `logit_bias` is not a token id", key);
         if (!json_is_number(b) || !(fabs(json_number_value(b)) <= 100))

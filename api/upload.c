@@ -61,7 +61,7 @@ static int put(struct api_ctx *c, const struct upload *u, const struct st_file *
 
 static int finish(struct api_ctx *c, const struct upload *u, struct err *err)
 {
-    int rc = store_name_check("name", u->name, err);
+    int rc = store_name_check("an adapter", u->name, err);
     if (rc != ERR_OK)
         return rc;
     if (is_base_name(c->api, u->name))

@@ -38,7 +38,7 @@ struct sched_opts {
     int max_context; /* 0: the model's max_positions; cut to what kv_bytes holds */
 };
 
-enum { GEN_STOP_MAX = 16, GEN_STOP_LEN = 256 };
+enum { GEN_STOP_MAX = 20, GEN_STOP_LEN = 256 };
 
 /* Which adapter: by version of the store (loaded through the cache) or, for the command line, one
  * that is in memory already. */

@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -160,7 +161,9 @@ static ssize_t read_stream(void *ud, uint64_t pos, char *to, size_t max)
             const size_t left = r->out.len - r->out_sent, n = left < max ? left : max;
             memcpy(to, r->out.data + r->out_sent, n);
             r->out_sent += n;
-            set_deadline(r, h->o.stall_seconds);
+            pthread_mutex_lock(&h->lock);
+            watch_reading(r->conn, h->o.stall_seconds);
+            pthread_mutex_unlock(&h->lock);
             return (ssize_t)n;
         }
         r->out.len = r->out_sent = 0; /* the memory is used again */
@@ -257,6 +260,54 @@ static enum MHD_Result send_answer(struct request *r)
     return ok;
 }
 
+/* --- what libmicrohttpd lets pass ------------------------------------------------------------------ */
+
+struct framing {
+    int lengths, encodings;
+    bool chunked;
+};
+
+static enum MHD_Result count_framing(void *ud, enum MHD_ValueKind kind, const char *key,
+                                     const char *value)
+{
+    (void)kind;
+    struct framing *f = ud;
+    f->lengths += strcasecmp(key, "Content-Length") == 0;
+    if (strcasecmp(key, "Transfer-Encoding") == 0) {
+        f->encodings++;
+        f->chunked = value != NULL && strcasecmp(value, "chunked") == 0;
+    }
+    return MHD_YES;
+}
+
+/* A body whose end could be understood in two ways is refused: a proxy in front of this server may
+ * understand the other one, and take the rest for the next request. */
+static bool one_framing(struct request *r)
+{
+    struct framing f = { 0 };
+    struct err err = { 0 };
+    MHD_get_connection_values(r->c, MHD_HEADER_KIND, count_framing, &f);
+    if (f.lengths + f.encodings <= 1 && f.encodings == f.chunked)
+        return true;
+    err_set(&err, ERR_INVALID, "the end of the request's body is not clear: send one Content-Length, "
+            "or Transfer-Encoding: chunked alone");
+    api_resp_error(&r->resp, &err);
+    api_resp_header(&r->resp, "Connection", "close");
+    r->have_resp = true;
+    return false;
+}
+
+/* As libmicrohttpd does it, but a %00 would cut the string short and turn one name into another: it
+ * becomes a character that no name has. */
+static size_t unescape(void *ud, struct MHD_Connection *c, char *s)
+{
+    (void)ud;
+    (void)c;
+    for (char *p = strstr(s, "%00"); p != NULL; p = strstr(p, "%00"))
+        p[2] = '1';
+    return MHD_http_unescape(s);
+}
+
 /* --- libmicrohttpd's callbacks -------------------------------------------------------------------- */
 
 /* The worker has decided what the headers deserve, or has the answer already. */
@@ -300,6 +351,8 @@ static enum MHD_Result on_request(void *ud, struct MHD_Connection *c, const char
         h->nrequests++;
         pthread_mutex_unlock(&h->lock);
         *slot = r;
+        if (!one_framing(r))
+            return send_answer(r);
         suspend_for_work(r, HEADERS);
         return MHD_YES;
     }
@@ -361,6 +414,7 @@ static void on_completed(void *ud, struct MHD_Connection *c, void **slot,
     pthread_mutex_lock(&h->lock);
     r->c = NULL;
     r->conn->req = NULL;
+    r->conn->unread = 0;
     watch_deadline(r->conn, h->o.idle_seconds + h->o.header_seconds);
     if (r->uploading)
         h->uploads--;
@@ -449,6 +503,7 @@ static int start_daemon(struct http *h, int fd, struct err *err)
         { MHD_OPTION_PER_IP_CONNECTION_LIMIT, h->o.max_per_address, NULL },
         { MHD_OPTION_CONNECTION_TIMEOUT, (intptr_t)h->o.idle_seconds + 1, NULL },
         { MHD_OPTION_CONNECTION_MEMORY_LIMIT, 64 << 10, NULL },
+        { MHD_OPTION_UNESCAPE_CALLBACK, (intptr_t)unescape, NULL },
         { MHD_OPTION_NOTIFY_COMPLETED, (intptr_t)on_completed, h },
         { MHD_OPTION_NOTIFY_CONNECTION, (intptr_t)on_connection, h },
         { MHD_OPTION_END, 0, NULL },

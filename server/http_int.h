@@ -20,6 +20,7 @@ struct conn {
     uint32_t slot, serial;   /* its place in http->slots, and which connection it is there */
     double deadline;         /* now_mono() when it is cut off; 0: never */
     bool hung_up;            /* the client has closed its side */
+    int unread;              /* bytes of a stream that it had not taken when we last looked */
     struct request *req;     /* the one under way, or NULL */
     char address[48];
 };
@@ -130,5 +131,7 @@ int watch_add(struct http *h, struct conn *conn);
 void watch_remove(struct http *h, struct conn *conn);
 /* The next bytes are due in so many seconds. */
 void watch_deadline(struct conn *conn, double seconds);
+/* More of a stream goes out now; the client is cut off when it takes nothing for so long. */
+void watch_reading(struct conn *conn, double seconds);
 
 #endif

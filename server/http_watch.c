@@ -10,14 +10,19 @@
 #include "server/http_int.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { TICK_MS = 250 };
+enum {
+    TICK_MS = 250,
+    READ_MIN = 16 << 10, /* bytes that a client must take in stall_seconds */
+};
 /* libmicrohttpd polls edge-triggered and misses an end that arrives together with the last bytes;
  * then nobody else would ever look at the connection again. */
 static const double hang_up_seconds = 2;
@@ -61,6 +66,28 @@ void watch_deadline(struct conn *conn, double seconds)
     conn->deadline = now_mono() + seconds;
 }
 
+/* What the kernel still holds for the client; 0 if it will not say. */
+static int unsent(const struct conn *conn)
+{
+    int n = 0;
+    return ioctl(conn->fd, SIOCOUTQ, &n) == 0 ? n : 0;
+}
+
+void watch_reading(struct conn *conn, double seconds)
+{
+    watch_deadline(conn, seconds);
+    conn->unread = unsent(conn);
+}
+
+/* The kernel may hold megabytes, and asks for more only when much of that has gone.  So a slow
+ * client that reads steadily is late here, but not one that has stopped. */
+static bool still_reads(struct conn *conn)
+{
+    const int before = conn->unread;
+    conn->unread = unsent(conn);
+    return conn->unread > 0 && before - conn->unread >= READ_MIN;
+}
+
 /* h->lock held. */
 static void hang_up(struct http *h, uint64_t key)
 {
@@ -90,6 +117,10 @@ static void check_deadlines(struct http *h)
         struct conn *conn = h->slots[i];
         if (conn == NULL || conn->deadline == 0 || conn->deadline > now)
             continue;
+        if (conn->unread > 0 && !conn->hung_up && still_reads(conn)) {
+            watch_deadline(conn, h->o.stall_seconds);
+            continue;
+        }
         conn->deadline = 0;
         shutdown(conn->fd, SHUT_RDWR);
     }

@@ -138,6 +138,8 @@ static void errors_have_a_status_and_a_sentence_that_names_the_fault(void **stat
         { "POST", C, "{\"prompt\":\"a\",\"logit_bias\":{\"x\":1}}", 400, "logit_bias" },
         { "POST", C, "{\"prompt\":\"a\",\"logit_bias\":{\"5\":101}}", 400, "token 5" },
         { "POST", C, "{\"prompt\":\"a\",\"logit_bias\":{\"99999\":1}}", 400, "99999" },
+        { "POST", C, "{\"prompt\":\"a\",\"logit_bias\":{\"5\":1,\"05\":2}}", 400, "\"05\"" },
+        { "POST", C, "{\"prompt\":\"a\",\"n\":1000000000}", 400, "from 1 to 128, not 1000000000" },
         { "POST", C, "{\"prompt\":\"a\",\"stream\":1}", 400, "stream" },
         { "POST", C, "{\"prompt\":\"a\",\"stream_options\":{\"include_usage\":true}}", 400, "stream" },
         { "POST", C, "{\"prompt\":\"a\",\"stream\":true,\"stream_options\":{\"x\":1}}", 400, "`x`" },

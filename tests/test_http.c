@@ -378,6 +378,44 @@ static int send_form(const struct fixture *f, const struct buf *form, struct buf
     return status;
 }
 
+/* Two servers that read the same bytes differently can be made to answer the wrong person. */
+static void a_body_whose_end_is_not_clear_is_refused(void **state)
+{
+    static const char *const heads[] = {
+        "Content-Length: 5\r\nContent-Length: 30\r\n\r\n",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n",
+        "Transfer-Encoding: gzip\r\n\r\n",
+    };
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    for (size_t i = 0; i < sizeof heads / sizeof heads[0]; i++) {
+        const int fd = dial(*state);
+        send_text(fd, "POST /tokenize HTTP/1.1\r\nHost: localhost\r\n");
+        send_text(fd, heads[i]);
+        send_text(fd, "{\"a\"}GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_int_equal(read_answer(fd, &b), 400);
+        assert_non_null(strstr(b.data, "Content-Length"));
+        char c;
+        assert_true(recv(fd, &c, 1, 0) <= 0); /* and nothing after it is taken for a request */
+        close(fd);
+    }
+    buf_free(&b);
+}
+
+static void a_nul_in_a_path_does_not_make_it_another(void **state)
+{
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    const int fd = dial(*state);
+    send_text(fd, "GET /v1/models/shakespeare%00x HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_int_equal(read_answer(fd, &b), 404);
+    send_text(fd, "GET /v1/models/shakespeare HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_int_equal(read_answer(fd, &b), 200);
+    close(fd);
+    buf_free(&b);
+}
+
 static void forms_are_taken_whole_or_not_at_all(void **state)
 {
     struct fixture *f = *state;
@@ -662,6 +700,8 @@ int main(void)
         cmocka_unit_test(pipelined_requests_are_answered_in_order),
         cmocka_unit_test(a_wrong_method_leaves_the_connection_usable),
         cmocka_unit_test(floods_and_nonsense_do_not_stop_the_server),
+        cmocka_unit_test(a_body_whose_end_is_not_clear_is_refused),
+        cmocka_unit_test(a_nul_in_a_path_does_not_make_it_another),
         cmocka_unit_test(forms_are_taken_whole_or_not_at_all),
         cmocka_unit_test(uploads_over_the_limit_wait_their_turn),
         cmocka_unit_test(a_client_that_leaves_a_stream_frees_its_sequences),
