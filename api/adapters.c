@@ -133,6 +133,22 @@ static json_t *module_json(const struct adapter_src_module *m)
     return j;
 }
 
+/* Tensors beside the factors: DoRA's magnitudes, biases, what replaces the base's own. */
+static json_t *extras_json(const struct adapter_src *s)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->nextras; i++) {
+        const struct adapter_src_extra *x = &s->extras[i];
+        json_t *shape = json_pack("[i]", x->rows);
+        if (x->cols > 0)
+            json_array_append_new(shape, json_integer(x->cols));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:o}", "name", x->name, "kind",
+                                              adapter_extra_name(x->kind), "dtype",
+                                              dtype_text(x->dtype), "shape", shape));
+    }
+    return list;
+}
+
 /* AdaLoRA's schedule and what it left; null for the other methods. */
 static json_t *pruning_json(const struct adapter_src *s)
 {
@@ -167,6 +183,7 @@ int adapters_show(struct api_ctx *c, struct err *err)
     for (size_t i = 0; i < src->nmodules; i++)
         json_array_append_new(modules, module_json(&src->modules[i]));
     json_object_set_new(j, "modules", modules);
+    json_object_set_new(j, "extra_tensors", extras_json(src));
     json_object_set_new(j, "pruning", pruning_json(src));
     /* It was valid when it was uploaded. */
     json_t *config = src->config ? json_loadb(src->config, src->config_len, 0, NULL) : NULL;

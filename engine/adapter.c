@@ -1,18 +1,13 @@
-/* adapter.c - the content hash, the form for computing, sets of adapters, and writing back.
- *
- * A built adapter is one block of memory: the struct, the table of modules, the gains, then per
- * module A and the transposed B, each on a 64-byte boundary, in the order in which the forward
- * pass reads them.  B is transposed so that y += u_j * b_j runs along rows. */
+/* adapter.c - names, the content hash, writing back, and sets of adapters. */
 #include "engine/adapter.h"
 
-#include "engine/mem.h"
 #include "engine/util.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const method_names[] = { "lora", "rslora", "adalora" };
+static const char *const method_names[] = { "lora", "rslora", "adalora", "dora" };
 
 const char *adapter_method_name(enum adapter_method m) { return method_names[m]; }
 
@@ -27,6 +22,41 @@ bool adapter_method_parse(const char *name, enum adapter_method *ret)
     return false;
 }
 
+const char *adapter_extra_name(enum adapter_extra k)
+{
+    static const char *const names[EXTRA_KINDS] = {
+        [EXTRA_MAGNITUDE] = "magnitude", [EXTRA_LORA_BIAS] = "lora_bias", [EXTRA_BIAS] = "bias",
+        [EXTRA_NORM] = "norm",           [EXTRA_NORM_BIAS] = "norm_bias", [EXTRA_HEAD] = "head",
+        [EXTRA_EMBED] = "embed",
+    };
+    return names[k];
+}
+
+bool adapter_module_path(const struct arch *arch, int layer, int module, char *ret, size_t cap)
+{
+    const struct family *f = family_find(arch->family);
+    ret[0] = '\0';
+    if (module < MOD_COUNT)
+        arch_module_path(arch, layer, (enum module)module, ret, cap);
+    else if (f != NULL)
+        snprintf(ret, cap, "%s", module == MOD_HEAD ? f->head : f->embed);
+    return strlen(ret) + 1 < cap;
+}
+
+int adapter_module_in(const struct arch *arch, int module)
+{
+    return module < MOD_COUNT ? arch_in(arch, (enum module)module)
+           : module == MOD_HEAD ? arch->D
+                                : arch->V;
+}
+
+int adapter_module_out(const struct arch *arch, int module)
+{
+    return module < MOD_COUNT ? arch_out(arch, (enum module)module)
+           : module == MOD_HEAD ? arch->V
+                                : arch->D;
+}
+
 static const char *dtype_name(enum dtype t)
 {
     return t == DT_F32 ? "F32" : t == DT_F16 ? "F16" : t == DT_BF16 ? "BF16" : "?";
@@ -39,8 +69,12 @@ void adapter_src_free(struct adapter_src *a)
     for (size_t i = 0; a->modules != NULL && i < a->nmodules; i++) {
         free(a->modules[i].path);
         free(a->modules[i].mask);
+        free(a->modules[i].norms);
     }
+    for (size_t i = 0; a->extras != NULL && i < a->nextras; i++)
+        free(a->extras[i].name);
     free(a->modules);
+    free(a->extras);
     free(a->config);
     free(a->base_name);
     free(a->own);
@@ -83,6 +117,16 @@ void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32])
         if (m->E != NULL)
             sha256_add(&h, m->E, k * one);
     }
+    for (size_t i = 0; i < a->nextras; i++) {
+        const struct adapter_src_extra *x = &a->extras[i];
+        hash_name(&h, "extra");
+        hash_name(&h, adapter_extra_name(x->kind));
+        hash_name(&h, x->name);
+        hash_number(&h, (uint32_t)x->rows, 4);
+        hash_number(&h, (uint32_t)x->cols, 4);
+        hash_name(&h, dtype_name(x->dtype));
+        sha256_add(&h, x->data, adapter_extra_count(x) * dtype_size(x->dtype));
+    }
     sha256_end(&h, ret);
 }
 
@@ -100,6 +144,11 @@ static int parts_of(const struct adapter_src *a, const struct adapter_src_module
                     struct part ret[3])
 {
     bool ada = a->method == METHOD_ADALORA;
+    if ((int)m->module == MOD_EMBED) {
+        ret[0] = (struct part){ "lora_embedding_A", { m->rank, m->in }, m->A };
+        ret[1] = (struct part){ "lora_embedding_B", { m->out, m->rank }, m->B };
+        return 2;
+    }
     ret[0] = (struct part){ ada ? "lora_A" : "lora_A.weight", { m->rank, m->in }, m->A };
     ret[1] = (struct part){ ada ? "lora_B" : "lora_B.weight", { m->out, m->rank }, m->B };
     ret[2] = (struct part){ "lora_E", { m->rank, 1 }, m->E };
@@ -109,6 +158,24 @@ static int parts_of(const struct adapter_src *a, const struct adapter_src_module
 static size_t part_bytes(const struct adapter_src_module *m, const struct part *p)
 {
     return (size_t)p->shape[0] * (size_t)p->shape[1] * dtype_size(m->dtype);
+}
+
+static int write_extras(const struct adapter_src *a, struct st_writer *w, bool data,
+                        struct err *err)
+{
+    for (size_t i = 0; i < a->nextras; i++) {
+        const struct adapter_src_extra *x = &a->extras[i];
+        char name[320];
+        size_t bytes = adapter_extra_count(x) * dtype_size(x->dtype);
+        int64_t shape[2] = { x->rows, x->cols };
+        snprintf(name, sizeof name, "base_model.model.%s", x->name);
+        int rc = data ? st_writer_data(w, x->data, bytes, err)
+                      : st_writer_tensor(w, name, dtype_name(x->dtype), x->cols > 0 ? 2 : 1, shape,
+                                         bytes, err);
+        if (rc != ERR_OK)
+            return rc;
+    }
+    return ERR_OK;
 }
 
 static int write_parts(const struct adapter_src *a, struct st_writer *w, bool data, struct err *err)
@@ -128,7 +195,7 @@ static int write_parts(const struct adapter_src *a, struct st_writer *w, bool da
                 return rc;
         }
     }
-    return ERR_OK;
+    return write_extras(a, w, data, err);
 }
 
 int peft_write_weights(const struct adapter_src *a, const char *path, struct err *err)
@@ -148,153 +215,6 @@ int peft_write_weights(const struct adapter_src *a, const char *path, struct err
         return st_writer_commit(w, err);
     st_writer_abort(w);
     return rc;
-}
-
-/* --- the form for computing ------------------------------------------------------------------ */
-
-static size_t pad64(size_t n) { return (n + 63) & ~(size_t)63; }
-
-/* Bytes in the block; with rank 0 nothing is kept. */
-static size_t a_bytes(const struct adapter_src_module *m)
-{
-    return pad64((size_t)m->rank * (size_t)m->in * dtype_size(m->dtype));
-}
-
-static size_t b_bytes(const struct adapter_src_module *m)
-{
-    return pad64((size_t)m->rank * (size_t)m->out * dtype_size(m->dtype));
-}
-
-static size_t gain_bytes(const struct adapter_src_module *m)
-{
-    return pad64((size_t)m->rank * sizeof(float));
-}
-
-static size_t table_bytes(const struct arch *arch)
-{
-    return pad64((size_t)arch->L * MOD_COUNT * sizeof(struct lora_module));
-}
-
-/* A multiple of 64, so that mem_footprint() of it is the footprint of what is asked for. */
-static size_t block_bytes(const struct arch *arch, const struct adapter_src *src)
-{
-    size_t n = pad64(sizeof(struct adapter)) + table_bytes(arch);
-    for (size_t i = 0; i < src->nmodules; i++)
-        n += gain_bytes(&src->modules[i]) + a_bytes(&src->modules[i]) + b_bytes(&src->modules[i]);
-    return n;
-}
-
-size_t adapter_build_bytes(const struct arch *arch, const struct adapter_src *src)
-{
-    return mem_footprint(block_bytes(arch, src));
-}
-
-static int check_shapes(const struct arch *arch, const struct adapter_src *src, struct err *err)
-{
-    int64_t last = -1;
-    for (size_t i = 0; i < src->nmodules; i++) {
-        const struct adapter_src_module *m = &src->modules[i];
-        int64_t at = (int64_t)m->layer * MOD_COUNT + (int)m->module;
-        if (m->layer < 0 || m->layer >= arch->L || (int)m->module < 0 || m->module >= MOD_COUNT ||
-            m->in != arch_in(arch, m->module) || m->out != arch_out(arch, m->module))
-            return err_set(err, ERR_INVALID,
-                           "the adapter's layer %s, %d to %d, is not in this base (%s with %d "
-                           "layers of width %d)",
-                           m->path, m->in, m->out, arch->family, arch->L, arch->D);
-        if (at <= last)
-            return err_set(err, ERR_INVALID, "the adapter has %s twice or out of order", m->path);
-        if (m->rank < 0 || m->rank > ADAPTER_MAX_RANK)
-            return err_set(err, ERR_INVALID, "%s has rank %d, at most %d are computed", m->path,
-                           m->rank, ADAPTER_MAX_RANK);
-        if (m->dtype != DT_F32 && m->dtype != DT_F16 && m->dtype != DT_BF16)
-            return err_set(err, ERR_INVALID, "%s has a type that is not F32, F16 or BF16", m->path);
-        last = at;
-    }
-    return ERR_OK;
-}
-
-/* [rows][cols] to [cols][rows], in squares that stay in the cache. */
-static void transpose(const void *from, void *to, size_t rows, size_t cols, size_t size)
-{
-    enum { SQUARE = 32 };
-    const char *f = from;
-    char *t = to;
-    for (size_t r0 = 0; r0 < rows; r0 += SQUARE)
-        for (size_t c0 = 0; c0 < cols; c0 += SQUARE)
-            for (size_t r = r0; r < rows && r < r0 + SQUARE; r++)
-                for (size_t c = c0; c < cols && c < c0 + SQUARE; c++) {
-                    if (size == 2)
-                        memcpy(t + (c * rows + r) * 2, f + (r * cols + c) * 2, 2);
-                    else
-                        memcpy(t + (c * rows + r) * 4, f + (r * cols + c) * 4, 4);
-                }
-}
-
-/* Element i of a vector that may lie unaligned. */
-static float element(const void *v, enum dtype t, size_t i)
-{
-    float f;
-    uint16_t h;
-    if (t == DT_F32) {
-        memcpy(&f, (const char *)v + 4 * i, 4);
-        return f;
-    }
-    memcpy(&h, (const char *)v + 2 * i, 2);
-    return t == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h);
-}
-
-static void build_module(const struct adapter_src_module *m, struct lora_module *ret, char **p)
-{
-    size_t k = (size_t)m->rank, one = dtype_size(m->dtype);
-    float *gain = (float *)(void *)*p;
-    *p += gain_bytes(m);
-    for (size_t j = 0; j < k; j++)
-        gain[j] = (float)(m->scaling * (m->E != NULL ? (double)element(m->E, m->dtype, j) : 1.0));
-    void *A = *p;
-    *p += a_bytes(m);
-    memcpy(A, m->A, k * (size_t)m->in * one);
-    void *Bt = *p;
-    *p += b_bytes(m);
-    transpose(m->B, Bt, (size_t)m->out, k, one);
-    *ret = (struct lora_module){ m->rank, m->in, m->out, m->dtype, A, Bt, gain };
-}
-
-int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,
-                  struct adapter **ret, struct err *err)
-{
-    int rc = check_shapes(arch, src, err);
-    if (rc != ERR_OK)
-        return rc;
-    size_t block = block_bytes(arch, src);
-    char *p = mem_alloc(block);
-    if (p == NULL)
-        return err_nomem(err);
-    struct adapter *a = (struct adapter *)(void *)p;
-    p += pad64(sizeof *a);
-    struct lora_module *table = (struct lora_module *)(void *)p;
-    p += table_bytes(arch);
-    memcpy(a->hash, src->hash, sizeof a->hash);
-    a->version_id = version_id;
-    a->L = arch->L;
-    a->bytes = mem_footprint(block);
-    a->modules = table;
-    a->own = a;
-    for (size_t i = 0; i < src->nmodules; i++) {
-        const struct adapter_src_module *m = &src->modules[i];
-        if (m->rank == 0) /* the table is zero already */
-            continue;
-        build_module(m, &table[m->layer * MOD_COUNT + (int)m->module], &p);
-        if (m->rank > a->rank_max)
-            a->rank_max = m->rank;
-    }
-    *ret = a;
-    return ERR_OK;
-}
-
-void adapter_free(struct adapter *a)
-{
-    if (a != NULL)
-        mem_free(a->own, a->bytes);
 }
 
 /* --- sets --------------------------------------------------------------------------------------
@@ -323,6 +243,23 @@ void lora_set_sort(struct lora_set *s)
             s->item[n++] = s->item[i];
     }
     s->n = n;
+}
+
+int lora_set_check(const struct lora_set *s, struct err *err)
+{
+    for (int i = 0; i < s->n; i++) {
+        const struct lora_item *item = &s->item[i];
+        if (item->adapter->alone == NULL || (s->n == 1 && item->weight == 1.0f))
+            continue;
+        if (s->n > 1)
+            return err_set_slug(err, ERR_INVALID, "adapter_not_combinable", "adapters",
+                                "one of these %d adapters %s: it cannot be combined with others",
+                                s->n, item->adapter->alone);
+        return err_set_slug(err, ERR_INVALID, "adapter_not_combinable", "adapters",
+                            "the adapter %s: its weight can only be 1, not %g",
+                            item->adapter->alone, (double)item->weight);
+    }
+    return ERR_OK;
 }
 
 bool lora_set_equal(const struct lora_set *a, const struct lora_set *b)

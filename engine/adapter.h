@@ -8,11 +8,18 @@
  * Arithmetic (spec: PEFT):  y += scaling * ((x A^T) * e) B^T, with e = 1 except for AdaLoRA.
  *   LoRA      scaling = alpha / r            rsLoRA   scaling = alpha / sqrt(r)
  *   AdaLoRA   scaling = (alpha > 0 ? alpha : init_r) / (init_r + 1e-5), whatever was pruned
- * r and alpha are per module, after rank_pattern and alpha_pattern. */
+ *   DoRA      y = g (x W^T + scaling (x A^T) B^T) + b,  g_o = m_o / |W_o + scaling (B A)_o|
+ * r and alpha are per module, after rank_pattern and alpha_pattern.
+ *
+ * Beside its factors an adapter may hold extra tensors: DoRA's magnitudes, biases inside lora_B,
+ * and replacements of the base's biases, norms, embedding or head.  What replaces or scales the
+ * base's own results has no sum with another adapter: such an adapter is used alone, with weight
+ * 1 (lora_set_check). */
 #ifndef ENGINE_ADAPTER_H
 #define ENGINE_ADAPTER_H
 
 #include "engine/arch.h"
+#include "engine/base.h"
 #include "engine/err.h"
 #include "engine/num.h"
 #include "engine/safetensors.h"
@@ -21,16 +28,33 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum adapter_method { METHOD_LORA, METHOD_RSLORA, METHOD_ADALORA };
-const char *adapter_method_name(enum adapter_method m); /* "lora", "rslora", "adalora" */
+enum adapter_method { METHOD_LORA, METHOD_RSLORA, METHOD_ADALORA, METHOD_DORA };
+const char *adapter_method_name(enum adapter_method m); /* "lora", "rslora", "adalora", "dora" */
 bool adapter_method_parse(const char *name, enum adapter_method *ret);
 
 enum { ADAPTER_MAX_RANK = 4096 };
 
-/* One adapted linear layer. */
+/* What is adapted outside the blocks; their layer is 0.  Of the embedding, `in` is the vocabulary
+ * and `out` the width: A holds a column, B a row of the change per token. */
+enum { MOD_HEAD = MOD_COUNT, MOD_EMBED, MOD_SLOTS };
+
+/* Path, inputs and outputs, for the modules of blocks and these two.  The path is false where the
+ * buffer is too small. */
+bool adapter_module_path(const struct arch *arch, int layer, int module, char *ret, size_t cap);
+int adapter_module_in(const struct arch *arch, int module);
+int adapter_module_out(const struct arch *arch, int module);
+
+/* Place of a norm in a table: those of layer l, then (l = L) those of the model. */
+static inline int adapter_norm_index(int L, int l, enum norm n)
+{
+    return l < L ? l * LAYER_NORMS + (int)n : L * LAYER_NORMS + (int)n - LAYER_NORMS;
+}
+static inline int adapter_norm_count(int L) { return L * LAYER_NORMS + NORM_COUNT - LAYER_NORMS; }
+
+/* One adapted linear layer (or the embedding, or the head). */
 struct adapter_src_module {
     int layer;
-    enum module module;
+    enum module module; /* or MOD_HEAD, MOD_EMBED */
     char *path;        /* "model.layers.0.self_attn.q_proj" */
     int rank;          /* columns present; 0: pruned away entirely */
     int init_rank;     /* AdaLoRA: before pruning; else = rank */
@@ -42,12 +66,41 @@ struct adapter_src_module {
     const void *B;     /* [out][rank] */
     const void *E;     /* [rank] (file shape [rank,1]) or NULL */
     uint8_t *mask;     /* [init_rank], 1 = kept (AdaLoRA with a rank_pattern), or NULL */
+    float *norms;      /* DoRA: [out], |W_o + scaling (B A)_o|, or NULL: not known yet */
 };
+
+/* A tensor that is no factor. */
+enum adapter_extra {
+    EXTRA_MAGNITUDE, /* [out]: DoRA's m of a module */
+    EXTRA_LORA_BIAS, /* [out]: the bias inside lora_B, added times scaling */
+    EXTRA_BIAS,      /* [out]: in place of a module's bias */
+    EXTRA_NORM,      /* [n]: in place of a norm's weight */
+    EXTRA_NORM_BIAS, /* [n]: in place of a LayerNorm's bias */
+    EXTRA_HEAD,      /* [V, D]: in place of the output head */
+    EXTRA_EMBED,     /* [V, D]: in place of the embedding */
+    EXTRA_KINDS
+};
+const char *adapter_extra_name(enum adapter_extra k); /* "magnitude", "lora_bias", ... */
+
+struct adapter_src_extra {
+    enum adapter_extra kind;
+    int layer, module; /* of the first three; of a norm: layer (0 for the model's) and enum norm */
+    char *name;        /* in the file, without "base_model.model." */
+    enum dtype dtype;
+    int rows, cols;    /* cols 0: a vector */
+    const void *data;
+};
+static inline size_t adapter_extra_count(const struct adapter_src_extra *x)
+{
+    return (size_t)x->rows * (size_t)(x->cols > 0 ? x->cols : 1);
+}
 
 struct adapter_src {
     enum adapter_method method;
     size_t nmodules;
     struct adapter_src_module *modules; /* ascending by (layer, module) */
+    size_t nextras;
+    struct adapter_src_extra *extras;   /* ascending by name */
     char *config;            /* adapter_config.json as it came, NUL-terminated */
     size_t config_len;
     char *base_name;         /* base_model_name_or_path, or NULL: what it claims */
@@ -76,21 +129,38 @@ int peft_load_dir(const struct arch *arch, const char *dir, struct adapter_src *
 void adapter_src_free(struct adapter_src *a); /* NULL is fine */
 
 /* sha256 over the method's name and, per module in order: path, in, out, rank, init_rank (4 bytes
- * each), scaling (8 bytes of the double), dtype name, and the bytes of A, B, E.  Names end with a
- * NUL, numbers are little-endian.  Same content, same hash, however the file was laid out. */
+ * each), scaling (8 bytes of the double), dtype name, and the bytes of A, B, E; then, per extra
+ * tensor in order: "extra", kind, name, rows, cols (4 bytes each), dtype name, bytes.  Names end
+ * with a NUL, numbers are little-endian.  Same content, same hash, however the file was laid out. */
 void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32]);
 
 /* adapter_model.safetensors of a src, PEFT's names, original types: byte-equal tensors.  Written
  * to `path` (a temporary file of the caller's). */
 int peft_write_weights(const struct adapter_src *a, const char *path, struct err *err);
 
+/* DoRA's norms of every module that lacks them, from the weights that `base` computes with.  Takes
+ * about as long as a prompt of `rank` tokens: a loader's work, never the engine thread's.  Also
+ * true of other methods: nothing to do. */
+int adapter_norms(const struct base *base, struct adapter_src *src, struct err *err);
+/* How `base` holds the weights of a module, which the norms depend on: "nf4/f16", "q8", ... */
+const char *adapter_norms_form(const struct base *base, int layer, int module);
+
 /* --- the form for computing ------------------------------------------------------------ */
 struct lora_module {
     int rank, in, out;
     enum dtype dtype;
-    const void *A;       /* [rank][in] */
+    const void *A;       /* [rank][in]; of the embedding transposed: [in][rank] */
     const void *Bt;      /* [rank][out]: B transposed */
     const float *gain;   /* [rank]: scaling * e_j */
+    const float *scale;  /* [out]: DoRA's g, or NULL */
+    const float *bias;   /* [out]: in place of the base's, or NULL */
+    const float *lora_bias; /* [out]: scaling * the bias inside lora_B, or NULL */
+};
+
+/* A table of V rows that stands for the base's. */
+struct adapter_table {
+    enum dtype dtype;
+    const void *data;    /* [V][D], or NULL: the base's own */
 };
 
 struct adapter {
@@ -99,12 +169,16 @@ struct adapter {
     int L;
     size_t bytes;        /* resident */
     int rank_max;
-    const struct lora_module *modules; /* [L][MOD_COUNT]; rank 0: nothing to add */
+    const struct lora_module *modules; /* [L][MOD_SLOTS]; rank 0: nothing to add */
+    bool vectors;        /* some module has a scale, bias or lora_bias */
+    const char *alone;   /* why it is used alone with weight 1, or NULL */
+    struct base_norm *norms; /* [adapter_norm_count()], what is in place of the base's; or NULL */
+    struct adapter_table embed, head;
     void *own;
 };
 
 /* Copies what it needs onto huge pages; `src` can be freed.  ERR_INVALID if the shapes are not
- * this base's. */
+ * this base's, or if a weight norm of DoRA is 0.  DoRA needs its norms first. */
 int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,
                   struct adapter **ret, struct err *err);
 void adapter_free(struct adapter *a); /* NULL is fine */
@@ -112,9 +186,9 @@ void adapter_free(struct adapter *a); /* NULL is fine */
  * not looked at): for budgets. */
 size_t adapter_build_bytes(const struct arch *arch, const struct adapter_src *src);
 static inline const struct lora_module *adapter_module(const struct adapter *a, int layer,
-                                                       enum module m)
+                                                       int m)
 {
-    return &a->modules[(size_t)layer * MOD_COUNT + m];
+    return &a->modules[layer * MOD_SLOTS + m];
 }
 
 /* --- what one request asks for: adapters with weights ------------------------------------ */
@@ -126,6 +200,8 @@ struct lora_set {
 /* Canonical order (by content hash, then weight), so that the sum has one order.  Two items of
  * the same content are merged by adding their weights. */
 void lora_set_sort(struct lora_set *s);
+/* ERR_INVALID if an adapter that can only be used alone is not, or has another weight than 1. */
+int lora_set_check(const struct lora_set *s, struct err *err);
 /* Same adapters and weights? */
 bool lora_set_equal(const struct lora_set *a, const struct lora_set *b);
 /* What seeds the prefix cache: tenant, base hash, content hashes and weights; never names. */

@@ -327,6 +327,8 @@ static void trim(struct forward *f)
 struct loop {
     struct forward *f;
     const struct base_norm *norm, *post; /* post: of what a block adds; may have no weights */
+    enum norm which, which_post;         /* which they are: norm of layer norm_l, post of layer l */
+    int norm_l;
     const struct base_layer *layer;
     int l;
 };
@@ -338,14 +340,45 @@ static void rows_run(struct forward *f, struct loop *loop, int elements, pool_fn
              loop);
 }
 
-static void norm_row(const struct forward *f, const struct base_norm *n, const float *x, int len,
-                     float *y)
+/* The norm n of row r: the base's, or what the row's adapter has in its place.  Norm `which` of
+ * layer l; l is L for the model's own. */
+static void norm_row(const struct forward *f, int64_t r, int l, enum norm which,
+                     const struct base_norm *n, const float *x, int len, float *y)
 {
     const float eps = f->base->arch.norm_eps;
+    const struct lora_set *set = f->rows[r].span->lora;
+    /* Who replaces norms is alone in its set (lora_set_check). */
+    const struct base_norm *own = set->n > 0 ? set->item[0].adapter->norms : NULL;
+    struct base_norm mixed;
+    if (own != NULL) {
+        own += adapter_norm_index(f->base->arch.L, l, which);
+        mixed.w = own->w != NULL ? own->w : n->w;
+        mixed.bias = own->bias != NULL ? own->bias : n->bias;
+        n = &mixed;
+    }
     if (n->bias != NULL)
         f->ops->layernorm(x, n->w, n->bias, eps, len, y);
     else
         f->ops->rmsnorm(x, n->w, eps, len, y);
+}
+
+static enum mat_type mat_type(enum dtype t)
+{
+    return t == DT_F32 ? MAT_F32 : t == DT_F16 ? MAT_F16 : MAT_BF16;
+}
+
+/* The row of the embedding for a token: the base's or the adapter's own, and LoRA on it. */
+static void embed_row(const struct forward *f, const struct lora_set *set, int32_t token, float *x)
+{
+    struct matrix embed = f->base->embed;
+    const struct adapter_table *own = set->n > 0 ? &set->item[0].adapter->embed : NULL;
+    if (own != NULL && own->data != NULL) { /* alone in its set */
+        embed.type = mat_type(own->dtype);
+        embed.codes = own->data;
+    }
+    matrix_row(&embed, token, x);
+    for (int i = 0; i < set->n; i++)
+        lora_embed(f->compute, set->item[i].adapter, set->item[i].weight, token, x);
 }
 
 static void embed_fn(void *arg, int64_t begin, int64_t end, int thread)
@@ -356,7 +389,7 @@ static void embed_fn(void *arg, int64_t begin, int64_t end, int thread)
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
         float *x = f->x + r * D;
-        matrix_row(&b->embed, f->rows[r].token, x);
+        embed_row(f, f->rows[r].span->lora, f->rows[r].token, x);
         if (b->arch.embed_scale != 1)
             f->ops->scale((float)b->arch.embed_scale, D, x);
         if (f->family->position == POS_LEARNED) {
@@ -364,7 +397,7 @@ static void embed_fn(void *arg, int64_t begin, int64_t end, int thread)
             f->ops->add(f->h + r * D, D, x);
         }
         if (b->norm_embed.w != NULL)
-            norm_row(f, &b->norm_embed, x, D, x);
+            norm_row(f, r, b->arch.L, NORM_EMBED, &b->norm_embed, x, D, x);
         for (int i = 0; i < f->nropes; i++) {
             const int64_t at = (r * f->nropes + i) * half;
             rope_angles(f->rope[i], f->rows[r].pos, f->cos + at, f->sin + at);
@@ -379,7 +412,7 @@ static void norm_fn(void *arg, int64_t begin, int64_t end, int thread)
     const int D = f->base->arch.D;
     (void)thread;
     for (int64_t r = begin; r < end; r++)
-        norm_row(f, p->norm, f->x + r * D, D, f->h + r * D);
+        norm_row(f, r, p->norm_l, p->which, p->norm, f->x + r * D, D, f->h + r * D);
 }
 
 /* After attention or MLP: x += t, h = norm(x). */
@@ -392,9 +425,9 @@ static void add_norm_fn(void *arg, int64_t begin, int64_t end, int thread)
     for (int64_t r = begin; r < end; r++) {
         float *x = f->x + r * D, *t = f->t + r * D;
         if (p->post->w != NULL)
-            norm_row(f, p->post, t, D, t);
+            norm_row(f, r, p->l, p->which_post, p->post, t, D, t);
         f->ops->add(t, D, x);
-        norm_row(f, p->norm, x, D, f->h + r * D);
+        norm_row(f, r, p->norm_l, p->which, p->norm, x, D, f->h + r * D);
     }
 }
 
@@ -406,7 +439,7 @@ static void norm_add_fn(void *arg, int64_t begin, int64_t end, int thread)
     const int D = f->base->arch.D;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        norm_row(f, p->norm, f->x + r * D, D, f->h + r * D);
+        norm_row(f, r, p->norm_l, p->which, p->norm, f->x + r * D, D, f->h + r * D);
         f->ops->add(f->t + r * D, D, f->x + r * D);
     }
 }
@@ -430,18 +463,19 @@ static void act_fn(void *arg, int64_t begin, int64_t end, int thread)
 }
 
 /* Norm and rotate n heads of row r. */
-static void heads_rope(const struct loop *p, const struct base_norm *norm, const struct heads *heads,
-                       int n, int64_t r)
+static void heads_rope(const struct loop *p, enum norm kind, const struct heads *heads, int n,
+                       int64_t r)
 {
     const struct forward *f = p->f;
     const struct arch *a = &f->base->arch;
     const int which = f->nropes == 2 && arch_layer_windowed(a, p->l);
     const int64_t angle = (r * f->nropes + which) * (a->rot / 2);
     const bool turn = arch_layer_rope(a, p->l);
+    const struct base_norm *norm = &p->layer->norm[kind];
     float *x = heads->p + r * heads->ld;
     for (int h = 0; h < n; h++, x += heads->step) {
         if (norm->w != NULL)
-            norm_row(f, norm, x, a->hd, x);
+            norm_row(f, r, p->l, kind, norm, x, a->hd, x);
         if (turn && f->family->position == POS_ROPE_INTERLEAVED)
             f->ops->rope_pairs(x, f->cos + angle, f->sin + angle, a->rot);
         else if (turn)
@@ -454,7 +488,7 @@ static void q_fn(void *arg, int64_t begin, int64_t end, int thread)
     const struct loop *p = arg;
     (void)thread;
     for (int64_t r = begin; r < end; r++)
-        heads_rope(p, &p->layer->norm[NORM_Q], &p->f->q, p->f->base->arch.H, r);
+        heads_rope(p, NORM_Q, &p->f->q, p->f->base->arch.H, r);
 }
 
 static void kv_fn(void *arg, int64_t begin, int64_t end, int thread)
@@ -464,7 +498,7 @@ static void kv_fn(void *arg, int64_t begin, int64_t end, int thread)
     const struct arch *a = &f->base->arch;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        heads_rope(p, &p->layer->norm[NORM_K], &f->k, a->G, r);
+        heads_rope(p, NORM_K, &f->k, a->G, r);
         attn_store(f->ops, f->kv, f->rows[r].span->kv->pages, p->l, a->G, a->hd, f->rows[r].pos,
                    f->k.p + r * f->k.ld, f->v.p + r * f->v.ld, f->k.step);
     }
@@ -506,12 +540,15 @@ static void linear(struct forward *f, int l, const float *x, int ldx, const enum
 {
     const struct base_layer *layer = &f->base->layers[l];
     int ldy[MOD_COUNT];
+    const float *bias[MOD_COUNT];
     for (int i = 0; i < nmods; i++) {
         const struct base_linear *lin = &layer->mod[mods[i]];
         ldy[i] = lin->w.N;
+        bias[i] = lin->bias;
         matmul(f->compute, &lin->w, &f->act, lin->bias, y[i], ldy[i]);
     }
     lora_apply(f->compute, f->groups, f->ngroups, l, mods, nmods, x, ldx, y, ldy, f->lora);
+    lora_finish(f->compute, f->groups, f->ngroups, l, mods, nmods, bias, y, ldy);
 }
 
 static void pack(struct forward *f, const float *x, int in, int ldx)
@@ -553,7 +590,8 @@ static void block_attention(struct forward *f, int l)
     const struct arch *a = &f->base->arch;
     const struct base_layer *layer = &f->base->layers[l];
     struct loop loop = { .f = f, .layer = layer, .l = l, .norm = &layer->norm[NORM_MLP],
-                         .post = &layer->norm[NORM_POST_ATTN] };
+                         .which = NORM_MLP, .norm_l = l, .post = &layer->norm[NORM_POST_ATTN],
+                         .which_post = NORM_POST_ATTN };
     const int wide = a->H * a->hd;
     pool_run(f->attn_cost < ATTN_SERIAL ? NULL : f->compute->pool, (int64_t)f->npieces * a->G, 1,
              attn_fn, &loop);
@@ -567,7 +605,8 @@ static void block_mlp(struct forward *f, int l)
     static const enum module in[] = { MOD_GATE, MOD_UP }, fused = MOD_GATE_UP, down = MOD_DOWN;
     const struct arch *a = &f->base->arch;
     const struct base_layer *layer = &f->base->layers[l];
-    struct loop loop = { .f = f, .post = &layer->norm[NORM_POST_MLP] };
+    struct loop loop = { .f = f, .l = l, .post = &layer->norm[NORM_POST_MLP],
+                         .which_post = NORM_POST_MLP, .norm_l = l + 1 };
     pack(f, f->h, a->D, a->D);
     if (f->ld_gate != a->F)
         linear(f, l, f->h, a->D, &fused, 1, &f->gate);
@@ -580,13 +619,44 @@ static void block_mlp(struct forward *f, int l)
     linear(f, l, f->gate, f->ld_gate, &down, 1, &f->t);
     /* The norm that follows belongs to the next block, or is the last one. */
     loop.norm = l + 1 < a->L ? &layer[1].norm[NORM_ATTN] : &f->base->norm_final;
+    loop.which = l + 1 < a->L ? NORM_ATTN : NORM_FINAL;
     rows_run(f, &loop, a->D, add_norm_fn);
+}
+
+/* Logits of the rows that are left: the base's head for all, unless every group brings its own. */
+static void head(struct forward *f)
+{
+    static const enum module mod = (enum module)MOD_HEAD;
+    const struct arch *a = &f->base->arch;
+    const float *const bias = NULL;
+    bool base = false;
+    for (int g = 0; g < f->ngroups; g++)
+        base = base || f->groups[g].set->n == 0 ||
+               f->groups[g].set->item[0].adapter->head.data == NULL;
+    pack(f, f->h, a->D, a->D);
+    if (base)
+        matmul(f->compute, &f->base->head, &f->act, NULL, f->logits, a->V);
+    for (int g = 0; g < f->ngroups; g++) {
+        const struct lora_group *gr = &f->groups[g];
+        const struct adapter_table *t = gr->set->n > 0 ? &gr->set->item[0].adapter->head : NULL;
+        if (t == NULL || t->data == NULL)
+            continue;
+        const struct matrix own = { .type = mat_type(t->dtype), .N = a->V, .K = a->D,
+                                    .codes = t->data };
+        const struct act rows = { .x = f->h + (size_t)gr->begin * (size_t)a->D,
+                                  .M = gr->end - gr->begin, .K = a->D, .ldx = a->D };
+        matmul(f->compute, &own, &rows, NULL, f->logits + (size_t)gr->begin * (size_t)a->V, a->V);
+    }
+    lora_apply(f->compute, f->groups, f->ngroups, 0, &mod, 1, f->h, a->D, &f->logits, &a->V,
+               f->lora);
+    lora_finish(f->compute, f->groups, f->ngroups, 0, &mod, 1, &bias, &f->logits, &a->V);
 }
 
 const float *forward_run(struct forward *f, const struct span *spans, int nspans)
 {
     const struct arch *a = &f->base->arch;
-    struct loop loop = { .f = f, .norm = &f->base->layers[0].norm[NORM_ATTN] };
+    struct loop loop = { .f = f, .norm = &f->base->layers[0].norm[NORM_ATTN],
+                         .which = NORM_ATTN };
     plan(f, spans, nspans);
     int nwanted = 0;
     for (int s = 0; s < nspans; s++)
@@ -603,8 +673,7 @@ const float *forward_run(struct forward *f, const struct span *spans, int nspans
         block_attention(f, l);
         block_mlp(f, l);
     }
-    pack(f, f->h, a->D, a->D);
-    matmul(f->compute, &f->base->head, &f->act, NULL, f->logits, a->V);
+    head(f);
     if (a->final_softcap > 0)
         rows_run(f, &loop, a->V, softcap_fn);
     return f->logits;

@@ -121,6 +121,10 @@ static void weights(const struct matrix *w, size_t n, size_t k, size_t len, floa
         for (size_t i = 0; i < len; i++)
             ret[i] = bf16_to_f32(((const uint16_t *)w->codes)[at + i]);
         break;
+    case MAT_F16:
+        for (size_t i = 0; i < len; i++)
+            ret[i] = f16_to_f32(((const uint16_t *)w->codes)[at + i]);
+        break;
     case MAT_NF4_P16:
         weights_p16(w, n, k, len, ret);
         break;
@@ -294,6 +298,8 @@ static void dense_piece(void *arg, int64_t begin, int64_t end, int thread)
         float *y = t->y + (size_t)m * t->ldy + begin;
         if (w->type == MAT_F32)
             t->dot->dots_f32(x, ldx, rows, (const float *)w->codes + at, K, N, K, y, t->ldy);
+        else if (w->type == MAT_F16)
+            t->dot->dots_f16(x, ldx, rows, (const uint16_t *)w->codes + at, K, N, K, y, t->ldy);
         else
             t->dot->dots_bf16(x, ldx, rows, (const uint16_t *)w->codes + at, K, N, K, y, t->ldy);
         for (int r = 0; t->bias != NULL && r < rows; r++)
@@ -384,7 +390,7 @@ void matmul(const struct compute *c, const struct matrix *w, const struct act *a
     }
     t.dot = dot_ops(c->isa);
     t.chunk_rows = chunk_rows(a->M, (size_t)w->K * sizeof(float));
-    const bool dense = w->type == MAT_F32 || w->type == MAT_BF16;
+    const bool dense = w->type == MAT_F32 || w->type == MAT_BF16 || w->type == MAT_F16;
     /* Whole groups of four rows, which the dense kernels take at once. */
     const int64_t grain = (grain_of(c, w->N) + 3) / 4 * 4;
     pool_run(pool_for(c, &t), w->N, grain, dense ? dense_piece : dequantised_piece, &t);

@@ -10,7 +10,7 @@
  *               scale per block; integer dot product inside the block (exact).
  *   PREC_F32    dequantised weights, fp32; 16 lanes over k, fused multiply-adds, then a
  *               fixed tree.  Scalar and unhurried: for golden tests and gradient checks.
- * MAT_F32 and MAT_BF16 weights always use the PREC_F32 rule (vectorised), whatever the
+ * MAT_F32, MAT_BF16 and MAT_F16 weights always use the PREC_F32 rule (vectorised), whatever the
  * precision; MAT_NF4_FLAT dequantises and does the same.
  * The rounding rules are in linear_scalar.c and dot.h; vector kernels follow them bit for bit.
  * A row of x with an infinity or a NaN gets NaN (or infinite) outputs; other rows do not notice.
@@ -28,6 +28,7 @@
 enum mat_type {
     MAT_F32,      /* dense: float [N][K] */
     MAT_BF16,     /* dense: uint16_t [N][K] */
+    MAT_F16,      /* the same in fp16 (tables that adapters bring) */
     MAT_NF4_P16,  /* codes: p16 layout; scales16/scales32 [panel][K/64][16] */
     MAT_NF4_FLAT, /* codes: reference layout; scales32 [blocks] of the flattened tensor */
     MAT_Q8_P16,   /* 8-bit, symmetric: codes + 128 as uint8; see q8_pack(); scales16 */

@@ -22,5 +22,14 @@ size_t lora_scratch(int rows);
 void lora_apply(const struct compute *c, const struct lora_group *groups, int ngroups, int layer,
                 const enum module *mods, int nmods, const float *x, int ldx, float *const *y,
                 const int *ldy, float *scratch);
+/* x += weight * (the adapter's change of the embedding of `token`), which is sum over j of
+ * (a_tj * gain_j * weight) b_jo, one fused multiply-add each in ascending j. */
+void lora_embed(const struct compute *c, const struct adapter *a, float weight, int32_t token,
+                float *x);
+/* After lora_apply() with the same arguments: biases inside lora_B, biases that replace the base's
+ * (bias[i], or NULL), DoRA's scales.  Groups without any of these are not touched. */
+void lora_finish(const struct compute *c, const struct lora_group *groups, int ngroups, int layer,
+                 const enum module *mods, int nmods, const float *const *bias, float *const *y,
+                 const int *ldy);
 
 #endif

@@ -16,45 +16,35 @@
 
 static const char prefix[] = "base_model.model.";
 
-enum part { PART_A, PART_B, PART_E, PARTS };
-
-/* What a tensor's name may end in.  The two methods spell their factors differently. */
+/* What the name of a factor may end in.  The two methods spell theirs differently, and the embedding
+ * has its own.  Other ends are here for the reason that they are refused with. */
 static const struct suffix {
     const char *text;
-    enum part part; /* PARTS: refused */
-    bool adalora;
+    enum peft_part part; /* PARTS: refused */
+    bool adalora, embed;
     const char *why;
 } suffixes[] = {
-    { ".lora_A.weight", PART_A, false, NULL },
-    { ".lora_B.weight", PART_B, false, NULL },
-    { ".lora_A", PART_A, true, NULL },
-    { ".lora_B", PART_B, true, NULL },
-    { ".lora_E", PART_E, true, NULL },
-    { ".lora_magnitude_vector", PARTS, false, "it belongs to DoRA, which is not computed" },
-    { ".lora_magnitude_vector.weight", PARTS, false, "it belongs to DoRA, which is not computed" },
-    { ".lora_embedding_A", PARTS, false, "adapted embeddings are not computed" },
-    { ".lora_embedding_B", PARTS, false, "adapted embeddings are not computed" },
-    { ".lora_B.bias", PARTS, false, "biases inside lora_B are not computed" },
-    { ".base_layer.weight", PARTS, false, "it would replace a weight of the base" },
-    { ".base_layer.bias", PARTS, false, "it would replace a bias of the base" },
-    { ".weight", PARTS, false, "it would replace a weight of the base" },
-    { ".bias", PARTS, false, "it would replace a bias of the base" },
-};
-
-/* Tensors found per linear layer, and what the config says about it. */
-struct slot {
-    const struct st_tensor *part[PARTS];
-    bool targeted;
-};
-
-struct reading {
-    const struct arch *arch;
-    const struct family *family;
-    struct peft_config c;
-    struct peft_matcher *matcher;
-    struct slot *slots; /* [L][MOD_COUNT] */
-    size_t ntargeted;
-    struct err *err;
+    { ".lora_A.weight", PART_A, false, false, NULL },
+    { ".lora_B.weight", PART_B, false, false, NULL },
+    { ".lora_embedding_A", PART_A, false, true, NULL },
+    { ".lora_embedding_B", PART_B, false, true, NULL },
+    { ".lora_A", PART_A, true, false, NULL },
+    { ".lora_B", PART_B, true, false, NULL },
+    { ".lora_E", PART_E, true, false, NULL },
+    { ".lora_magnitude_vector", PARTS, false, false,
+      "it belongs to DoRA, which the config does not ask for here" },
+    { ".lora_magnitude_vector.weight", PARTS, false, false,
+      "it belongs to DoRA, which the config does not ask for here" },
+    { ".lora_B.bias", PARTS, false, false,
+      "the config does not say that there are biases inside lora_B here (lora_bias)" },
+    { ".base_layer.weight", PARTS, false, false,
+      "it would replace a weight of the base, which the config does not ask for" },
+    { ".base_layer.bias", PARTS, false, false,
+      "it would replace a bias of the base, which the config does not ask for or the base lacks" },
+    { ".weight", PARTS, false, false,
+      "it would replace a weight of the base, which the config does not ask for" },
+    { ".bias", PARTS, false, false,
+      "it would replace a bias of the base, which the config does not ask for or the base lacks" },
 };
 
 /* --- the config ------------------------------------------------------------------------------ */
@@ -148,6 +138,45 @@ static int check_init(const json_t *root, struct err *err)
                  err);
 }
 
+/* What there is beside the factors. */
+static int read_beside(json_t *root, struct peft_config *c, struct err *err)
+{
+    static const char *const biases[] = { "none", "lora_only", "all" };
+    json_t *bias = json_object_get(root, "bias"), *save = json_object_get(root, "modules_to_save");
+    int rc = get_bool(root, "use_dora", &c->dora, err);
+    if (rc == ERR_OK)
+        rc = get_bool(root, "lora_bias", &c->lora_bias, err);
+    if (rc == ERR_OK)
+        rc = get_bool(root, "ensure_weight_tying", &c->tie, err);
+    if (rc != ERR_OK)
+        return rc;
+    if (c->dora && c->lora_bias)
+        return wrong("lora_bias", "false with use_dora (as PEFT says)",
+                     json_object_get(root, "lora_bias"), err);
+    bool known = bias == NULL || json_is_null(bias);
+    for (int i = 0; json_is_string(bias) && i < 3; i++)
+        if (strcmp(json_string_value(bias), biases[i]) == 0) {
+            c->bias = (enum peft_bias)i;
+            known = true;
+        }
+    if (!known)
+        return wrong("bias", "none, lora_only or all", bias, err);
+    if (save == NULL || json_is_null(save))
+        return ERR_OK;
+    /* PEFT takes the names as regular expressions in one place and as they are in another. */
+    bool ok = json_is_array(save);
+    for (size_t i = 0; ok && i < json_array_size(save); i++) {
+        const char *name = json_string_value(json_array_get(save, i));
+        ok = name != NULL && name[0] != '\0' &&
+             name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.")] ==
+                 '\0';
+    }
+    c->save = json_array_size(save) > 0 ? save : NULL;
+    return ok ? ERR_OK
+              : wrong("modules_to_save", "a list of module names of letters, digits, _ and .", save,
+                      err);
+}
+
 static int read_config(json_t *root, struct peft_config *c, struct err *err)
 {
     *c = (struct peft_config){ .root = root, .r = 8, .alpha = 8 };
@@ -169,6 +198,8 @@ static int read_config(json_t *root, struct peft_config *c, struct err *err)
         rc = get_dict(root, "rank_pattern", &c->rank_pattern, err);
     if (rc == ERR_OK)
         rc = get_dict(root, "alpha_pattern", &c->alpha_pattern, err);
+    if (rc == ERR_OK)
+        rc = read_beside(root, c, err);
     if (c->adalora)
         c->r = init_r;
     /* With a pattern, PEFT trains with init_r in place of alpha but reloads with what is left. */
@@ -205,36 +236,32 @@ static int read_schedule(const json_t *root, struct adapter_src *a, struct err *
 
 /* --- which modules --------------------------------------------------------------------------- */
 
-static struct slot *slot_of(const struct reading *r, int layer, int module)
+/* The head and the embedding. */
+static int find_outer(struct peft_reading *r)
 {
-    return &r->slots[(size_t)layer * MOD_COUNT + (size_t)module];
-}
-
-/* The embedding and the head cannot be adapted; a config that means them is refused here, even
- * if the file holds nothing for them. */
-static int check_outer(struct reading *r)
-{
-    const char *const outer[] = { r->family->embed, r->family->head };
-    for (size_t i = 0; i < sizeof outer / sizeof outer[0]; i++) {
-        bool targeted;
-        int rc = peft_matcher_targets(r->matcher, outer[i], false, &targeted, r->err);
+    for (int m = MOD_HEAD; m <= MOD_EMBED; m++) {
+        char path[256];
+        struct peft_slot *s = peft_slot_of(r, 0, m);
+        adapter_module_path(r->arch, 0, m, path, sizeof path);
+        int rc = peft_matcher_targets(r->matcher, path, false, &s->targeted, r->err);
         if (rc != ERR_OK)
             return rc;
-        if (targeted)
+        s->targeted = s->targeted && !peft_is_saved(r, path);
+        r->ntargeted += s->targeted;
+        if (s->targeted && m == MOD_EMBED && (r->c.adalora || r->c.dora || r->c.lora_bias))
             return peft_refuse(r->err,
-                               "adapter_config.json: target_modules names %s: only the linear "
-                               "layers of the blocks can be adapted",
-                               outer[i]);
+                               "adapter_config.json: target_modules names %s: an embedding can be "
+                               "adapted by LoRA without use_dora and lora_bias only", path);
     }
     return ERR_OK;
 }
 
-static int find_targets(struct reading *r)
+static int find_targets(struct peft_reading *r)
 {
     char path[256], shown[128];
     for (int l = 0; l < r->arch->L; l++) {
         for (int m = 0; m < MOD_COUNT; m++) {
-            struct slot *s = slot_of(r, l, m);
+            struct peft_slot *s = peft_slot_of(r, l, m);
             if (!arch_has_module(r->arch, (enum module)m))
                 continue;
             arch_module_path(r->arch, l, (enum module)m, path, sizeof path);
@@ -244,7 +271,7 @@ static int find_targets(struct reading *r)
             r->ntargeted += s->targeted;
         }
     }
-    int rc = check_outer(r);
+    int rc = find_outer(r);
     if (rc != ERR_OK)
         return rc;
     if (r->ntargeted == 0) {
@@ -263,10 +290,25 @@ static int find_targets(struct reading *r)
 
 /* --- which tensors --------------------------------------------------------------------------- */
 
-static int refuse_tensor(const struct reading *r, const char *name, const char *why)
+static int refuse_tensor(const struct peft_reading *r, const char *name, const char *why)
 {
     char shown[128];
     return peft_refuse(r->err, "tensor %s: %s", peft_show(name, shown), why);
+}
+
+/* Where it belongs: false if the path names no layer that can be adapted. */
+static bool parse_path(const struct peft_reading *r, const char *path, int *ret_layer,
+                       int *ret_module)
+{
+    enum module module;
+    *ret_layer = 0;
+    *ret_module = strcmp(path, r->family->head) == 0 ? MOD_HEAD : MOD_EMBED;
+    if (*ret_module == MOD_HEAD || strcmp(path, r->family->embed) == 0)
+        return true;
+    if (!arch_module_parse(r->arch, path, ret_layer, &module))
+        return false;
+    *ret_module = (int)module;
+    return true;
 }
 
 static const struct suffix *suffix_of(const char *name, bool adalora, size_t *ret_at)
@@ -285,12 +327,14 @@ static const struct suffix *suffix_of(const char *name, bool adalora, size_t *re
 }
 
 /* Put one tensor of the file where it belongs, or say why it belongs nowhere. */
-static int take_tensor(struct reading *r, const struct st_tensor *t)
+static int take_tensor(struct peft_reading *r, const struct st_tensor *t)
 {
     char path[256];
     size_t at = 0, skip = sizeof prefix - 1;
     if (strncmp(t->name, prefix, skip) != 0)
         return refuse_tensor(r, t->name, "its name does not begin with \"base_model.model.\"");
+    if (peft_wants_take(r, t, t->name + skip))
+        return ERR_OK;
     const struct suffix *s = suffix_of(t->name + skip, r->c.adalora, &at);
     if (s == NULL)
         return refuse_tensor(r, t->name,
@@ -300,17 +344,16 @@ static int take_tensor(struct reading *r, const struct st_tensor *t)
                                             ".lora_B.weight, as those of LoRA do");
     if (s->part == PARTS)
         return refuse_tensor(r, t->name, s->why);
-    int layer = 0;
-    enum module module = MOD_Q;
+    int layer = 0, module = 0;
     snprintf(path, sizeof path, "%.*s", (int)(at < sizeof path ? at : 0), t->name + skip);
-    if (at >= sizeof path || !arch_module_parse(r->arch, path, &layer, &module)) {
+    if (at >= sizeof path || !parse_path(r, path, &layer, &module) ||
+        (module == MOD_EMBED) != s->embed) {
         char shown[128];
         return peft_refuse(r->err,
-                           "tensor %s: this base (%s with %d layers) has no such linear layer "
-                           "in its blocks",
+                           "tensor %s: this base (%s with %d layers) has no such linear layer",
                            peft_show(t->name, shown), r->arch->family, r->arch->L);
     }
-    struct slot *slot = slot_of(r, layer, (int)module);
+    struct peft_slot *slot = peft_slot_of(r, layer, module);
     if (!slot->targeted)
         return refuse_tensor(r, t->name, "the config's target_modules does not mean its layer");
     slot->part[s->part] = t;
@@ -340,22 +383,24 @@ static int64_t find_bad(const struct st_tensor *t)
     return -1;
 }
 
-static int check_tensor(const struct reading *r, const struct st_tensor *t, int64_t rows,
-                        int64_t cols, const char *from)
+int peft_check_tensor(const struct peft_reading *r, const struct st_tensor *t, int64_t rows,
+                      int64_t cols, const char *from)
 {
     char shown[128];
     peft_show(t->name, shown);
     if (t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16)
         return peft_refuse(r->err, "tensor %s has type %s, which is not F32, F16 or BF16", shown,
                            t->dtype_name);
-    if (t->ndim != 2 || t->shape[0] != rows || t->shape[1] != cols) {
-        char have[128] = "";
+    if (t->ndim != (cols < 0 ? 1 : 2) || t->shape[0] != rows || (cols >= 0 && t->shape[1] != cols)) {
+        char have[128] = "", want[32] = "";
         size_t n = 0;
         for (int d = 0; d < t->ndim && n < sizeof have; d++)
             n += (size_t)snprintf(have + n, sizeof have - n, "%s%lld", d ? ", " : "",
                                   (long long)t->shape[d]);
-        return peft_refuse(r->err, "tensor %s has shape [%s], not [%lld, %lld] (%s)", shown, have,
-                           (long long)rows, (long long)cols, from);
+        if (cols >= 0)
+            snprintf(want, sizeof want, ", %lld", (long long)cols);
+        return peft_refuse(r->err, "tensor %s has shape [%s], not [%lld%s] (%s)", shown, have,
+                           (long long)rows, want, from);
     }
     int64_t bad = find_bad(t);
     if (bad >= 0)
@@ -367,22 +412,21 @@ static int check_tensor(const struct reading *r, const struct st_tensor *t, int6
 /* --- AdaLoRA's masks ------------------------------------------------------------------------- */
 
 /* Every key of rank_pattern must be the lora_E of a module that is adapted. */
-static int check_mask_keys(const struct reading *r)
+static int check_mask_keys(const struct peft_reading *r)
 {
     const char *key;
     json_t *v;
     json_object_foreach(r->c.rank_pattern, key, v)
     {
         char path[256], shown[128];
-        int layer;
-        enum module module;
+        int layer, module;
         size_t n = strlen(key), k = strlen(".lora_E");
         bool ok = n > k && n - k < sizeof path && strcmp(key + n - k, ".lora_E") == 0;
         if (ok) {
             snprintf(path, sizeof path, "%.*s", (int)(n - k), key);
-            ok = arch_module_parse(r->arch, path, &layer, &module);
+            ok = parse_path(r, path, &layer, &module);
         }
-        if (!ok || !slot_of(r, layer, (int)module)->targeted)
+        if (!ok || !peft_slot_of(r, layer, module)->targeted)
             return peft_refuse(r->err,
                                "adapter_config.json: rank_pattern has the key \"%s\", which is "
                                "not the lora_E of an adapted layer of this base",
@@ -391,7 +435,7 @@ static int check_mask_keys(const struct reading *r)
     return ERR_OK;
 }
 
-static int read_mask(const struct reading *r, struct adapter_src_module *m)
+static int read_mask(const struct peft_reading *r, struct adapter_src_module *m)
 {
     char key[300], want[80];
     snprintf(key, sizeof key, "%s.lora_E", m->path);
@@ -418,7 +462,7 @@ static int read_mask(const struct reading *r, struct adapter_src_module *m)
 
 /* --- one module ------------------------------------------------------------------------------ */
 
-static int read_ranks(const struct reading *r, struct adapter_src_module *m)
+static int read_ranks(const struct peft_reading *r, struct adapter_src_module *m)
 {
     if (r->c.adalora) {
         m->alpha = r->c.alpha;
@@ -431,29 +475,31 @@ static int read_ranks(const struct reading *r, struct adapter_src_module *m)
     return rc;
 }
 
-static int missing(const struct reading *r, const char *path, const char *suffix)
+static int missing(const struct peft_reading *r, const char *path, const char *suffix)
 {
     return peft_refuse(r->err, "tensor %s%s%s is missing: target_modules means this layer", prefix,
                        path, suffix);
 }
 
-static int check_parts(const struct reading *r, const struct slot *s, struct adapter_src_module *m)
+static int check_parts(const struct peft_reading *r, const struct peft_slot *s, struct adapter_src_module *m)
 {
     const struct st_tensor *A = s->part[PART_A], *B = s->part[PART_B], *E = s->part[PART_E];
-    const char *weight = r->c.adalora ? "" : ".weight";
+    const bool embed = (int)m->module == MOD_EMBED;
+    const char *weight = r->c.adalora || embed ? "" : ".weight";
     char suffix[32], from[96];
     for (int p = 0; p < (r->c.adalora ? PARTS : PART_E); p++) {
-        snprintf(suffix, sizeof suffix, ".lora_%c%s", "ABE"[p], weight);
+        snprintf(suffix, sizeof suffix, ".lora_%s%c%s", embed ? "embedding_" : "",
+                 "ABE"[p], weight);
         if (s->part[p] == NULL)
             return missing(r, m->path, suffix);
     }
     snprintf(from, sizeof from, "rank %d by the config, %d inputs and %d outputs of this base",
              m->rank, m->in, m->out);
-    int rc = check_tensor(r, A, m->rank, m->in, from);
+    int rc = peft_check_tensor(r, A, m->rank, m->in, from);
     if (rc == ERR_OK)
-        rc = check_tensor(r, B, m->out, m->rank, from);
+        rc = peft_check_tensor(r, B, m->out, m->rank, from);
     if (rc == ERR_OK && E != NULL)
-        rc = check_tensor(r, E, m->rank, 1, from);
+        rc = peft_check_tensor(r, E, m->rank, 1, from);
     if (rc != ERR_OK)
         return rc;
     if (A->dtype != B->dtype || (E != NULL && E->dtype != A->dtype)) {
@@ -474,20 +520,20 @@ static int check_parts(const struct reading *r, const struct slot *s, struct ada
     return ERR_OK;
 }
 
-static int read_module(const struct reading *r, int layer, enum module module,
+static int read_module(const struct peft_reading *r, int layer, int module,
                        struct adapter_src_module *m)
 {
     char path[256];
-    arch_module_path(r->arch, layer, module, path, sizeof path);
+    adapter_module_path(r->arch, layer, module, path, sizeof path);
     m->layer = layer;
-    m->module = module;
-    m->in = arch_in(r->arch, module);
-    m->out = arch_out(r->arch, module);
+    m->module = (enum module)module;
+    m->in = adapter_module_in(r->arch, module);
+    m->out = adapter_module_out(r->arch, module);
     m->path = strdup(path);
     if (m->path == NULL)
         return err_nomem(r->err);
     int rc = read_ranks(r, m);
-    return rc != ERR_OK ? rc : check_parts(r, slot_of(r, layer, (int)module), m);
+    return rc != ERR_OK ? rc : check_parts(r, peft_slot_of(r, layer, module), m);
 }
 
 /* --- all of it ------------------------------------------------------------------------------- */
@@ -503,12 +549,19 @@ static void add_up(struct adapter_src *a)
         a->rank_max = m->rank > a->rank_max ? m->rank : a->rank_max;
         a->rank_min = m->rank < a->rank_min ? m->rank : a->rank_min;
     }
+    for (size_t i = 0; i < a->nextras; i++) {
+        a->params += adapter_extra_count(&a->extras[i]);
+        a->bytes += adapter_extra_count(&a->extras[i]) * dtype_size(a->extras[i].dtype);
+    }
 }
 
-static int fill(struct reading *r, const char *config, size_t len, struct adapter_src *a)
+static int fill(struct peft_reading *r, const char *config, size_t len, struct adapter_src *a)
 {
     const char *base = json_string_value(json_object_get(r->c.root, "base_model_name_or_path"));
-    a->method = r->c.adalora ? METHOD_ADALORA : r->c.rslora ? METHOD_RSLORA : METHOD_LORA;
+    a->method = r->c.adalora  ? METHOD_ADALORA
+                : r->c.dora   ? METHOD_DORA
+                : r->c.rslora ? METHOD_RSLORA
+                              : METHOD_LORA;
     a->alpha = r->c.alpha;
     a->init_r = r->c.adalora ? r->c.r : 0;
     a->config_len = len;
@@ -522,9 +575,11 @@ static int fill(struct reading *r, const char *config, size_t len, struct adapte
     a->config[len] = '\0';
     int rc = r->c.adalora ? read_schedule(r->c.root, a, r->err) : ERR_OK;
     for (int l = 0; l < r->arch->L && rc == ERR_OK; l++)
-        for (int m = 0; m < MOD_COUNT && rc == ERR_OK; m++)
-            if (slot_of(r, l, m)->targeted)
-                rc = read_module(r, l, (enum module)m, &a->modules[a->nmodules++]);
+        for (int m = 0; m < MOD_SLOTS && rc == ERR_OK; m++)
+            if (peft_slot_of(r, l, m)->targeted)
+                rc = read_module(r, l, m, &a->modules[a->nmodules++]);
+    if (rc == ERR_OK)
+        rc = peft_wants_finish(r, a);
     if (rc != ERR_OK)
         return rc;
     add_up(a);
@@ -532,7 +587,7 @@ static int fill(struct reading *r, const char *config, size_t len, struct adapte
     return ERR_OK;
 }
 
-static int read_all(struct reading *r, const char *config, size_t len,
+static int read_all(struct peft_reading *r, const char *config, size_t len,
                     const struct st_file *weights, struct adapter_src *a)
 {
     int rc = read_config(r->c.root, &r->c, r->err);
@@ -540,6 +595,8 @@ static int read_all(struct reading *r, const char *config, size_t len,
         rc = peft_matcher_create(&r->c, &r->matcher, r->err);
     if (rc == ERR_OK)
         rc = find_targets(r);
+    if (rc == ERR_OK)
+        rc = peft_wants_create(r);
     for (size_t i = 0; rc == ERR_OK && i < weights->ntensors; i++)
         rc = take_tensor(r, &weights->tensors[i]);
     if (rc == ERR_OK && r->c.adalora)
@@ -562,9 +619,9 @@ int peft_parse(const struct arch *arch, const char *config, size_t config_len,
                            peft_show(root == NULL ? why.text : "it is another value", shown),
                            why.line);
     }
-    struct reading r = { .arch = arch, .family = family_find(arch->family), .err = err };
+    struct peft_reading r = { .arch = arch, .family = family_find(arch->family), .err = err };
     r.c.root = root;
-    r.slots = calloc((size_t)arch->L * MOD_COUNT, sizeof *r.slots);
+    r.slots = calloc((size_t)arch->L * MOD_SLOTS, sizeof *r.slots);
     struct adapter_src *a = calloc(1, sizeof *a);
     int rc;
     if (r.slots == NULL || a == NULL)
@@ -574,6 +631,7 @@ int peft_parse(const struct arch *arch, const char *config, size_t config_len,
     else
         rc = read_all(&r, config, config_len, weights, a);
     peft_matcher_free(r.matcher);
+    peft_wants_free(&r);
     free(r.slots);
     json_decref(root);
     if (rc != ERR_OK) {

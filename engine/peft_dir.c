@@ -27,6 +27,8 @@ static int own_tensors(struct adapter_src *a, struct err *err)
         size_t one = dtype_size(m->dtype), k = (size_t)m->rank;
         total += pad64(k * (size_t)m->in * one) + pad64(k * (size_t)m->out * one) + pad64(k * one);
     }
+    for (size_t i = 0; i < a->nextras; i++)
+        total += pad64(adapter_extra_count(&a->extras[i]) * dtype_size(a->extras[i].dtype));
     char *p = a->own = aligned_alloc(64, total);
     if (p == NULL)
         return err_nomem(err);
@@ -36,6 +38,10 @@ static int own_tensors(struct adapter_src *a, struct err *err)
         keep(&m->A, k * (size_t)m->in * one, &p);
         keep(&m->B, k * (size_t)m->out * one, &p);
         keep(&m->E, k * one, &p);
+    }
+    for (size_t i = 0; i < a->nextras; i++) {
+        struct adapter_src_extra *x = &a->extras[i];
+        keep(&x->data, adapter_extra_count(x) * dtype_size(x->dtype), &p);
     }
     return ERR_OK;
 }

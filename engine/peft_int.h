@@ -1,5 +1,6 @@
-/* peft_int.h - shared by peft.c (reading an adapter), peft_dir.c (from a folder), peft_fields.c
- * (the table of config fields) and peft_match.c (which modules a config means). */
+/* peft_int.h - shared by peft.c (reading an adapter), peft_extra.c (its tensors that are no factors),
+ * peft_dir.c (from a folder), peft_fields.c (the table of config fields) and peft_match.c (which
+ * modules a config means). */
 #ifndef ENGINE_PEFT_INT_H
 #define ENGINE_PEFT_INT_H
 
@@ -45,11 +46,63 @@ const char *peft_show_json(const json_t *v, char ret[128]);
 /* --- the config, read (peft.c) --------------------------------------------------------------- */
 struct peft_config {
     json_t *root;
-    bool adalora, rslora;
+    bool adalora, rslora, dora, lora_bias;
+    enum peft_bias { BIAS_NONE, BIAS_LORA_ONLY, BIAS_ALL } bias;
+    json_t *save;      /* modules_to_save: a list of strings, or NULL */
+    bool tie;          /* ensure_weight_tying */
     int r;             /* LoRA's rank, AdaLoRA's init_r */
     double alpha;
     json_t *rank_pattern, *alpha_pattern; /* objects or NULL */
 };
+
+/* --- one file being read ----------------------------------------------------------------------- */
+enum peft_part { PART_A, PART_B, PART_E, PARTS };
+
+/* Factors found per module, and what the config says about it. */
+struct peft_slot {
+    const struct st_tensor *part[PARTS];
+    bool targeted;
+};
+
+/* A tensor, other than factors, that the config says must be there.  `carried`: may be there,
+ * means nothing. */
+struct peft_want {
+    struct adapter_src_extra x; /* name is owned until it goes to the adapter */
+    bool carried;
+    const struct st_tensor *tensor;
+};
+
+struct peft_reading {
+    const struct arch *arch;
+    const struct family *family;
+    struct peft_config c;
+    struct peft_matcher *matcher;
+    struct peft_slot *slots; /* [L][MOD_SLOTS] */
+    size_t ntargeted;
+    struct peft_want *wants; /* ascending by name */
+    size_t nwants, wants_cap;
+    struct err *err;
+};
+
+static inline struct peft_slot *peft_slot_of(const struct peft_reading *r, int layer, int module)
+{
+    return &r->slots[(size_t)layer * MOD_SLOTS + (size_t)module];
+}
+
+/* Type, shape (cols -1: one dimension) and values; `from` says where the shape comes from. */
+int peft_check_tensor(const struct peft_reading *r, const struct st_tensor *t, int64_t rows,
+                      int64_t cols, const char *from);
+
+/* --- what is no factor (peft_extra.c) ------------------------------------------------------------ */
+/* Does modules_to_save name this path (so that it is not adapted)? */
+bool peft_is_saved(const struct peft_reading *r, const char *path);
+/* Once the targets are known: the list of tensors to come. */
+int peft_wants_create(struct peft_reading *r);
+void peft_wants_free(struct peft_reading *r);
+/* True if the tensor (`name` without the prefix) was waited for. */
+bool peft_wants_take(struct peft_reading *r, const struct st_tensor *t, const char *name);
+/* All of them there, of the right shape: into a->extras. */
+int peft_wants_finish(struct peft_reading *r, struct adapter_src *a);
 
 /* --- which modules (peft_match.c) ------------------------------------------------------------ */
 struct peft_matcher;

@@ -53,7 +53,8 @@ static enum adapter_state take_adapters(struct sched *s, struct gen *g, struct e
     return worst;
 }
 
-static void set_lora(struct sched *s, struct gen *g)
+/* All are pinned: the set, or why there is none of them. */
+static bool set_lora(struct gen *g, struct err *err)
 {
     g->lora.n = g->nadapters;
     for (int i = 0; i < g->nadapters; i++) {
@@ -62,7 +63,7 @@ static void set_lora(struct sched *s, struct gen *g)
         g->lora.item[i].weight = a->weight;
     }
     lora_set_sort(&g->lora);
-    lora_set_seed(&g->lora, g->tenant, s->base->hash, g->seed);
+    return lora_set_check(&g->lora, err) == ERR_OK;
 }
 
 bool sched_room_wanted(const struct sched *s)
@@ -89,7 +90,7 @@ static bool take_pages(struct sched *s, struct gen *g)
     const bool alone = s->running.n == 0;
     if (!alone && kv_available(s->kv) < g->pages_wanted)
         return false;
-    set_lora(s, g);
+    lora_set_seed(&g->lora, g->tenant, s->base->hash, g->seed);
     if (kv_open(s->kv, g->seed, g->tokens, shareable(g), &g->kv, NULL) != ERR_OK)
         return false;
     int limit = g->nprompt + g->max_tokens;
@@ -147,6 +148,8 @@ void sched_admit(struct sched *s)
                                             "adapters");
         } else if (st == ADAPTER_NO_ROOM) {
             reserved = s->running.n == 0 || crowded > PATIENCE;
+        } else if (st == ADAPTER_READY && !set_lora(g, &err)) {
+            sched_end(s, &s->waiting, g, GEN_ERROR, &err);
         } else if (st == ADAPTER_READY) {
             no_seat = no_seat || s->running.n >= s->max_seqs || !take_pages(s, g);
             if (!no_seat) {

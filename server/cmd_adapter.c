@@ -268,17 +268,30 @@ static json_t *module_json(const struct adapter_src_module *m, const double *nor
     return j;
 }
 
+static json_t *extra_json(const struct adapter_src_extra *x)
+{
+    json_t *j = json_pack("{s:s, s:s, s:i}", "name", x->name, "kind", adapter_extra_name(x->kind),
+                          "rows", x->rows);
+    if (j != NULL && x->cols > 0)
+        json_object_set_new(j, "cols", json_integer(x->cols));
+    return j;
+}
+
 static json_t *show_json(const struct store_version *v, const struct adapter_src *a,
                          const double *norm)
 {
-    json_t *j = version_json(v), *all = json_array();
+    json_t *j = version_json(v), *all = json_array(), *extras = json_array();
     for (size_t i = 0; i < a->nmodules; i++)
         json_array_append_new(all, module_json(&a->modules[i], norm ? &norm[i] : NULL));
+    for (size_t i = 0; i < a->nextras; i++)
+        json_array_append_new(extras, extra_json(&a->extras[i]));
     if (j == NULL) {
         json_decref(all);
+        json_decref(extras);
         return NULL;
     }
     json_object_set_new(j, "module_list", all);
+    json_object_set_new(j, "extra_tensors", extras);
     json_object_set_new(j, "config", json_loads(a->config, 0, NULL));
     if (a->method == METHOD_ADALORA)
         json_object_set_new(j, "schedule",
@@ -288,6 +301,22 @@ static json_t *show_json(const struct store_version *v, const struct adapter_src
                                       a->total_step, "beta1", a->beta1, "beta2", a->beta2,
                                       "orth_reg_weight", a->orth_reg_weight));
     return j;
+}
+
+/* Tensors beside the factors. */
+static int show_extras(const struct adapter_src *a)
+{
+    struct table t;
+    printf("\n");
+    table_init(&t, "TENSOR\tKIND\tSHAPE");
+    for (size_t i = 0; i < a->nextras; i++) {
+        const struct adapter_src_extra *x = &a->extras[i];
+        table_cell(&t, "%s", x->name);
+        table_cell(&t, "%s", adapter_extra_name(x->kind));
+        table_cell(&t, x->cols > 0 ? "%d x %d" : "%d", x->rows, x->cols);
+        table_end_row(&t);
+    }
+    return table_print(&t);
 }
 
 static int show_text(const struct store_version *v, const struct adapter_src *a,
@@ -330,7 +359,8 @@ static int show_text(const struct store_version *v, const struct adapter_src *a,
         table_cell(&t, "%s", kept);
         table_end_row(&t);
     }
-    return table_print(&t);
+    const int code = table_print(&t);
+    return code != 0 || a->nextras == 0 ? code : show_extras(a);
 }
 
 /* Norms of what is a plain change of weights; of other adapters the rest is shown. */

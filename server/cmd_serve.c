@@ -61,7 +61,7 @@ struct server {
     struct tokenizer *tokenizer;
     struct loader {
         const char *db_path;
-        const struct arch *arch;
+        const struct base *base;
         struct store *st;     /* of the cache's loader thread */
     } loader;
     struct adapter_cache *adapters;
@@ -84,9 +84,9 @@ static int load_adapter(void *ud, int64_t version_id, struct adapter **ret, stru
     struct adapter_src *src = NULL;
     int rc = l->st ? ERR_OK : store_open(l->db_path, &l->st, err);
     if (rc == ERR_OK)
-        rc = store_version_load(l->st, version_id, &src, err);
+        rc = store_version_load_for(l->st, version_id, l->base, &src, err);
     if (rc == ERR_OK)
-        rc = adapter_build(l->arch, src, version_id, ret, err);
+        rc = adapter_build(&l->base->arch, src, version_id, ret, err);
     adapter_src_free(src);
     return rc;
 }
@@ -181,7 +181,7 @@ static int load_base(struct server *s, const char *path, bool use_mmap, size_t m
 
 static int start_engine(struct server *s, struct err *err)
 {
-    s->loader = (struct loader){ .db_path = s->db_path, .arch = &s->base->arch };
+    s->loader = (struct loader){ .db_path = s->db_path, .base = s->base };
     int rc = adapter_cache_create(s->plan.adapters, load_adapter, &s->loader, &s->adapters, err);
     s->so.adapters = s->adapters;
     s->so.kv_bytes = s->plan.kv;

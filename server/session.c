@@ -49,7 +49,7 @@ static int load_from_db(struct store *st, const char *tenant, const char *name,
         rc = err_set(err, ERR_CONFLICT, "adapter %s@%d was made for another base: %.12s..., not %.12s...",
                      v.name, v.version, v.base_hash_hex, base->hash_hex);
     if (rc == ERR_OK)
-        rc = store_version_load(st, v.id, ret, err);
+        rc = store_version_load_for(st, v.id, base, ret, err);
     *ret_id = v.id;
     store_version_free(&v);
     return rc;
@@ -69,6 +69,8 @@ static int add_adapter(struct session *s, struct store *st, const char *tenant, 
         rc = load_from_db(st, tenant, name, s->base, &src, &id, err);
     else
         rc = peft_load_dir(&s->base->arch, name, &src, err);
+    if (rc == ERR_OK) /* from a folder; the store has them */
+        rc = adapter_norms(s->base, src, err);
     struct adapter *a = NULL;
     if (rc == ERR_OK)
         rc = adapter_build(&s->base->arch, src, id, &a, err);
@@ -106,7 +108,7 @@ static int add_adapters(struct session *s, const struct opts *o, struct err *err
         rc = add_adapter(s, st, opt_str(o, "tenant"), opt_nth(o, "adapter", i), err);
     store_close(st);
     lora_set_sort(&s->lora);
-    return rc;
+    return rc == ERR_OK ? lora_set_check(&s->lora, err) : rc;
 }
 
 /* --- opening ------------------------------------------------------------------------------------ */

@@ -142,6 +142,10 @@ int store_version_delete(struct store *st, int64_t tenant, const char *name, int
  * tensors are not what was put in. */
 int store_version_load(struct store *st, int64_t version_id, struct adapter_src **ret,
                        struct err *err);
+/* The same, ready for adapter_build() with `base`: with DoRA's weight norms, which are computed when
+ * nobody has loaded the version for this base before, and then stored. */
+int store_version_load_for(struct store *st, int64_t version_id, const struct base *base,
+                           struct adapter_src **ret, struct err *err);
 /* Per-module facts without the tensors (A, B, E are NULL): for showing. */
 int store_version_modules(struct store *st, int64_t version_id, struct adapter_src **ret,
                           struct err *err);

@@ -97,8 +97,25 @@ int version_get(struct store *st, int64_t id, struct store_version *ret, struct 
 /* Modules and chunk rows of a new version, inside the caller's transaction. */
 int tensors_put(struct store *st, int64_t tenant, int64_t version_id,
                 const struct adapter_src *src, struct err *err);
-/* a->modules of the version; with `data` also the tensors, into a->own. */
+/* a->modules and a->extras of the version; with `data` also the tensors, into a->own. */
 int tensors_get(struct store *st, int64_t version_id, bool data, struct adapter_src *a,
                 struct err *err);
+/* A tensor's data in chunk rows: `part` is NULL for extra tensors.  Failures stick in q. */
+void tensors_put_chunks(struct sql *q, int64_t tenant, int64_t version_id, size_t seq,
+                        const char *part, const void *data, size_t bytes);
+int tensors_damaged(struct store *st, int64_t version_id, const char *kind, size_t seq,
+                    const char *what, struct err *err);
+const char *tensors_dtype_name(enum dtype t); /* NULL if none that is stored */
+bool tensors_dtype_parse(const char *name, enum dtype *ret);
+const char *tensors_module_name(int module);  /* below MOD_SLOTS */
+bool tensors_module_parse(const char *name, int *ret);
+enum { TENSOR_CHUNK = 4 << 20, TENSOR_MAX_WIDTH = 1 << 24 };
+
+/* --- extra tensors and weight norms (extras.c) ------------------------------------------------ */
+int extras_put(struct store *st, int64_t tenant, int64_t version_id, const struct adapter_src *src,
+               struct err *err);
+/* a->extras without their data, and that data into memory that is theirs. */
+int extras_get(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err);
+int extras_get_data(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err);
 
 #endif

@@ -10,30 +10,48 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum {
-    CHUNK = 4 << 20,
-    ALIGN = 64,
-    HUGE_PAGE = 2 << 20,
-    MAX_WIDTH = 1 << 24, /* inputs or outputs; keeps every product far from overflow */
-};
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20 };
 
-static const char *const module_names[MOD_COUNT] = {
+static const char *const module_names[MOD_SLOTS] = {
     [MOD_Q] = "q",       [MOD_K] = "k",   [MOD_V] = "v",       [MOD_O] = "o",
     [MOD_GATE] = "gate", [MOD_UP] = "up", [MOD_DOWN] = "down",
     [MOD_QKV] = "qkv",   [MOD_GATE_UP] = "gate_up",
+    [MOD_HEAD] = "head", [MOD_EMBED] = "embed",
 };
+
+const char *tensors_module_name(int module) { return module_names[module]; }
+
+bool tensors_module_parse(const char *name, int *ret)
+{
+    for (int i = 0; i < MOD_SLOTS; i++)
+        if (strcmp(name, module_names[i]) == 0) {
+            *ret = i;
+            return true;
+        }
+    return false;
+}
 
 static const struct {
     enum dtype dtype;
     const char *name;
 } dtypes[] = { { DT_F32, "F32" }, { DT_F16, "F16" }, { DT_BF16, "BF16" } };
 
-static const char *dtype_text(enum dtype t)
+const char *tensors_dtype_name(enum dtype t)
 {
     for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++)
         if (dtypes[i].dtype == t)
             return dtypes[i].name;
     return NULL;
+}
+
+bool tensors_dtype_parse(const char *name, enum dtype *ret)
+{
+    for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++)
+        if (strcmp(name, dtypes[i].name) == 0) {
+            *ret = dtypes[i].dtype;
+            return true;
+        }
+    return false;
 }
 
 static const char part_names[3][2] = { "A", "B", "E" };
@@ -60,8 +78,8 @@ static int check_module(const struct adapter_src *a, const struct adapter_src_mo
                         struct err *err)
 {
     if (m->rank < 0 || m->init_rank < m->rank || m->init_rank > ADAPTER_MAX_RANK || m->in < 1 ||
-        m->out < 1 || m->in > MAX_WIDTH || m->out > MAX_WIDTH || dtype_text(m->dtype) == NULL ||
-        m->module >= MOD_COUNT || m->path == NULL)
+        m->out < 1 || m->in > TENSOR_MAX_WIDTH || m->out > TENSOR_MAX_WIDTH || tensors_dtype_name(m->dtype) == NULL ||
+        (int)m->module >= MOD_SLOTS || m->path == NULL)
         return err_set(err, ERR_INTERNAL, "module %s of layer %d has impossible shapes",
                        m->path != NULL ? m->path : "?", m->layer);
     /* SQLite keeps neither NaN nor the sign of zero, and the hash covers every bit. */
@@ -84,7 +102,7 @@ static int put_module(struct sql *q, int64_t tenant, int64_t version_id, size_t 
     sql_int(q, version_id);
     sql_int(q, (int64_t)seq);
     sql_int(q, m->layer);
-    sql_text(q, module_names[m->module]);
+    sql_text(q, module_names[(int)m->module]);
     sql_text(q, m->path);
     sql_int(q, m->rank);
     sql_int(q, m->init_rank);
@@ -92,7 +110,7 @@ static int put_module(struct sql *q, int64_t tenant, int64_t version_id, size_t 
     sql_real(q, m->scaling);
     sql_int(q, m->in);
     sql_int(q, m->out);
-    sql_text(q, dtype_text(m->dtype));
+    sql_text(q, tensors_dtype_name(m->dtype));
     if (m->mask != NULL) {
         for (int i = 0; i < m->init_rank; i++)
             mask[i] = m->mask[i] ? '1' : '0';
@@ -103,17 +121,19 @@ static int put_module(struct sql *q, int64_t tenant, int64_t version_id, size_t 
     return sql_step(q);
 }
 
-static void put_part(struct sql *q, int64_t tenant, int64_t version_id, size_t seq, int part,
-                     const uint8_t *data, size_t bytes)
+void tensors_put_chunks(struct sql *q, int64_t tenant, int64_t version_id, size_t seq,
+                        const char *part, const void *data, size_t bytes)
 {
-    for (size_t at = 0, chunk = 0; at < bytes; at += CHUNK, chunk++) {
+    for (size_t at = 0, chunk = 0; at < bytes; at += TENSOR_CHUNK, chunk++) {
         sql_reset(q);
         sql_int(q, tenant);
         sql_int(q, version_id);
         sql_int(q, (int64_t)seq);
-        sql_text(q, part_names[part]);
+        if (part != NULL)
+            sql_text(q, part);
         sql_int(q, (int64_t)chunk);
-        sql_blob(q, data + at, bytes - at < CHUNK ? bytes - at : CHUNK);
+        sql_blob(q, (const uint8_t *)data + at,
+                 bytes - at < TENSOR_CHUNK ? bytes - at : TENSOR_CHUNK);
         if (sql_step(q) != 0)
             return; /* sticks in q */
     }
@@ -136,8 +156,8 @@ int tensors_put(struct store *st, int64_t tenant, int64_t version_id,
         if (rc != ERR_OK || put_module(&qm, tenant, version_id, i, m) != 0)
             break;
         for (int part = 0; part < 3; part++)
-            put_part(&qc, tenant, version_id, i, part, part_data(m, part),
-                     part_bytes(src, m, part));
+            tensors_put_chunks(&qc, tenant, version_id, i, part_names[part], part_data(m, part),
+                               part_bytes(src, m, part));
         if (qc.rc != SQLITE_OK)
             break;
     }
@@ -146,15 +166,15 @@ int tensors_put(struct store *st, int64_t tenant, int64_t version_id,
         rc = rm != ERR_OK ? rm : rt;
     if (rc == ERR_CONFLICT)
         rc = err_set(err, ERR_INTERNAL, "an adapter names the same module twice");
-    return rc;
+    return rc != ERR_OK ? rc : extras_put(st, tenant, version_id, src, err);
 }
 
 /* --- reading ------------------------------------------------------------------------------- */
-static int damaged(struct store *st, int64_t version_id, size_t seq, const char *what,
-                   struct err *err)
+int tensors_damaged(struct store *st, int64_t version_id, const char *kind, size_t seq,
+                    const char *what, struct err *err)
 {
-    return err_set(err, ERR_DB, "the database %s is damaged: module %zu of version id %lld: %s",
-                   st->path, seq, (long long)version_id, what);
+    return err_set(err, ERR_DB, "the database %s is damaged: %s %zu of version id %lld: %s", st->path,
+                   kind, seq, (long long)version_id, what);
 }
 
 /* False if the row cannot have been written by put_module(). */
@@ -166,20 +186,17 @@ static bool read_module(struct sql *q, struct adapter_src_module *m)
     const int64_t rank = sql_col_int(q, 4), init_rank = sql_col_int(q, 5);
     const int64_t in = sql_col_int(q, 8), out = sql_col_int(q, 9), layer = sql_col_int(q, 1);
     if (rank < 0 || rank > init_rank || init_rank > ADAPTER_MAX_RANK || in < 1 || out < 1 ||
-        in > MAX_WIDTH || out > MAX_WIDTH || layer < 0 || layer > 1 << 20)
+        in > TENSOR_MAX_WIDTH || out > TENSOR_MAX_WIDTH || layer < 0 || layer > 1 << 20)
         return false;
+    int module = 0;
     *m = (struct adapter_src_module){
-        .layer = (int)layer, .module = MOD_COUNT, .rank = (int)rank, .init_rank = (int)init_rank,
+        .layer = (int)layer, .rank = (int)rank, .init_rank = (int)init_rank,
         .alpha = sql_col_real(q, 6), .scaling = sql_col_real(q, 7), .in = (int)in,
         .out = (int)out, .dtype = DT_OTHER,
     };
-    for (int i = 0; i < MOD_COUNT; i++)
-        if (strcmp(name, module_names[i]) == 0)
-            m->module = (enum module)i;
-    for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++)
-        if (strcmp(dtype, dtypes[i].name) == 0)
-            m->dtype = dtypes[i].dtype;
-    return m->module != MOD_COUNT && m->dtype != DT_OTHER;
+    const bool known = tensors_module_parse(name, &module);
+    m->module = (enum module)module;
+    return known && tensors_dtype_parse(dtype, &m->dtype);
 }
 
 /* Path and mask; false if the mask is not init_rank of '0' and '1'. */
@@ -230,8 +247,13 @@ static int get_modules(struct store *st, int64_t version_id, struct adapter_src 
     }
     int rc = sql_close(&q);
     if (rc == ERR_OK && !good)
-        rc = damaged(st, version_id, a->nmodules, "its row makes no sense", err);
+        rc = tensors_damaged(st, version_id, "module", a->nmodules, "its row makes no sense", err);
     return rc;
+}
+
+static size_t extra_bytes(const struct adapter_src_extra *x)
+{
+    return (adapter_extra_count(x) * dtype_size(x->dtype) + ALIGN - 1) / ALIGN * ALIGN;
 }
 
 /* One allocation for every tensor; pointers into it are set, the bytes are not there yet. */
@@ -241,6 +263,8 @@ static int place_tensors(struct adapter_src *a, struct err *err)
     for (size_t i = 0; i < a->nmodules; i++)
         for (int part = 0; part < 3; part++)
             total += (part_bytes(a, &a->modules[i], part) + ALIGN - 1) / ALIGN * ALIGN;
+    for (size_t i = 0; i < a->nextras; i++)
+        total += extra_bytes(&a->extras[i]);
     total += ALIGN;
     void *own;
     if (posix_memalign(&own, total < HUGE_PAGE ? ALIGN : HUGE_PAGE, total) != 0)
@@ -256,6 +280,10 @@ static int place_tensors(struct adapter_src *a, struct err *err)
             *slot = part == 2 && a->method != METHOD_ADALORA ? NULL : p;
             p += (part_bytes(a, m, part) + ALIGN - 1) / ALIGN * ALIGN;
         }
+    }
+    for (size_t i = 0; i < a->nextras; i++) {
+        a->extras[i].data = p;
+        p += extra_bytes(&a->extras[i]);
     }
     return ERR_OK;
 }
@@ -281,9 +309,9 @@ static int get_chunks(struct store *st, int64_t version_id, struct adapter_src *
             const char *name = row == 1 ? sql_col_text(&q, 1) : NULL;
             if (data == NULL || name == NULL || sql_col_int(&q, 0) != (int64_t)seq ||
                 strcmp(name, part_names[part]) != 0 ||
-                sql_col_int(&q, 2) != (int64_t)(at / CHUNK))
+                sql_col_int(&q, 2) != (int64_t)(at / TENSOR_CHUNK))
                 wrong = "a chunk is missing";
-            else if (len > bytes - at || (len != CHUNK && len != bytes - at))
+            else if (len > bytes - at || (len != TENSOR_CHUNK && len != bytes - at))
                 wrong = "a chunk has the wrong size";
             else
                 memcpy((uint8_t *)part_data(&a->modules[seq], part) + at, data, len);
@@ -296,7 +324,7 @@ static int get_chunks(struct store *st, int64_t version_id, struct adapter_src *
         wrong = "there are chunks too many";
     int rc = sql_close(&q);
     if (rc == ERR_OK && wrong != NULL)
-        rc = damaged(st, version_id, seq, wrong, err);
+        rc = tensors_damaged(st, version_id, "module", seq, wrong, err);
     return rc;
 }
 
@@ -304,9 +332,13 @@ int tensors_get(struct store *st, int64_t version_id, bool data, struct adapter_
                 struct err *err)
 {
     int rc = get_modules(st, version_id, a, err);
+    if (rc == ERR_OK)
+        rc = extras_get(st, version_id, a, err);
     if (rc == ERR_OK && data)
         rc = place_tensors(a, err);
     if (rc == ERR_OK && data)
         rc = get_chunks(st, version_id, a, err);
+    if (rc == ERR_OK && data)
+        rc = extras_get_data(st, version_id, a, err);
     return rc;
 }

@@ -49,25 +49,27 @@ struct adapter_src *support_lora_src(const struct arch *arch, enum adapter_metho
 {
     static const enum dtype types[] = { DT_F32, DT_F16, DT_BF16 };
     const enum dtype type = types[seed % 3];
-    const size_t nmodules = (size_t)arch->L * MOD_COUNT;
+    size_t nmodules = 0;
     uint64_t state = seed * 1000003 + (uint64_t)method;
 
     struct adapter_src *a = calloc(1, sizeof *a);
     need(a != NULL, "out of memory");
-    a->modules = calloc(nmodules, sizeof *a->modules);
+    a->modules = calloc((size_t)arch->L * MOD_COUNT, sizeof *a->modules);
     need(a->modules != NULL, "out of memory");
     a->method = method;
-    a->nmodules = nmodules;
     a->rank_min = rank;
     a->alpha = 2.0 * rank;
     a->config = strdup("{}");
     a->config_len = 2;
 
     size_t total = 0;
-    for (size_t i = 0; i < nmodules; i++) {
-        struct adapter_src_module *m = &a->modules[i];
+    for (int i = 0; i < arch->L * MOD_COUNT; i++) {
+        struct adapter_src_module *m = &a->modules[nmodules];
         char path[128];
-        m->layer = (int)(i / MOD_COUNT);
+        if (!arch_has_module(arch, (enum module)(i % MOD_COUNT)))
+            continue;
+        nmodules++;
+        m->layer = i / MOD_COUNT;
         m->module = (enum module)(i % MOD_COUNT);
         arch_module_path(arch, m->layer, m->module, path, sizeof path);
         m->path = strdup(path);
@@ -82,6 +84,7 @@ struct adapter_src *support_lora_src(const struct arch *arch, enum adapter_metho
         a->rank_max = m->rank > a->rank_max ? m->rank : a->rank_max;
         a->rank_min = m->rank < a->rank_min ? m->rank : a->rank_min;
     }
+    a->nmodules = nmodules;
     char *p = a->own = malloc(total + 64);
     need(p != NULL, "out of memory");
     for (size_t i = 0; i < nmodules; i++) {

@@ -23,7 +23,7 @@ static int load(void *ud, int64_t version_id, struct adapter **ret, struct err *
     struct adapter_src *src = NULL;
     int rc = s->load_store ? ERR_OK : store_open(s->db_path, &s->load_store, err);
     if (rc == ERR_OK)
-        rc = store_version_load(s->load_store, version_id, &src, err);
+        rc = store_version_load_for(s->load_store, version_id, s->base, &src, err);
     if (rc == ERR_OK)
         rc = adapter_build(&s->base->arch, src, version_id, ret, err);
     adapter_src_free(src);

@@ -39,10 +39,12 @@ static float *floats(size_t n, float scale)
 static void make(struct made *m, const struct arch *a, int rank, uint8_t name)
 {
     memset(m, 0, sizeof *m);
-    m->modules = calloc((size_t)a->L * MOD_COUNT, sizeof *m->modules);
+    m->modules = calloc((size_t)a->L * MOD_SLOTS, sizeof *m->modules);
     assert_non_null(m->modules);
-    for (int i = 0; i < a->L * MOD_COUNT; i++) {
-        const size_t in = (size_t)arch_in(a, i % MOD_COUNT), out = (size_t)arch_out(a, i % MOD_COUNT);
+    for (int i = 0; i < a->L * MOD_SLOTS; i++) {
+        if (i % MOD_SLOTS >= MOD_COUNT)
+            continue;
+        const size_t in = (size_t)arch_in(a, i % MOD_SLOTS), out = (size_t)arch_out(a, i % MOD_SLOTS);
         const size_t r = (size_t)((i * 5 + 3) % (rank + 1));
         if (r > 0)
             m->modules[i] = (struct lora_module){
@@ -57,7 +59,7 @@ static void make(struct made *m, const struct arch *a, int rank, uint8_t name)
 
 static void unmake(struct made *m)
 {
-    for (int i = 0; i < m->adapter.L * MOD_COUNT; i++) {
+    for (int i = 0; i < m->adapter.L * MOD_SLOTS; i++) {
         free((void *)(uintptr_t)m->modules[i].A);
         free((void *)(uintptr_t)m->modules[i].Bt);
         free((void *)(uintptr_t)m->modules[i].gain);

@@ -45,7 +45,7 @@ static const int outs[NMODS] = { OUT_Q, OUT_K, OUT_V };
 
 struct made {
     struct adapter adapter;
-    struct lora_module modules[L * MOD_COUNT];
+    struct lora_module modules[L * MOD_SLOTS];
 };
 
 static void make(struct made *m, const int rank[NMODS], enum dtype t)
@@ -55,7 +55,7 @@ static void make(struct made *m, const int rank[NMODS], enum dtype t)
         const size_t r = (size_t)rank[i];
         if (r == 0)
             continue; /* stays all zero, shapes too */
-        m->modules[MOD_COUNT + mods[i]] = (struct lora_module){
+        m->modules[MOD_SLOTS + (int)mods[i]] = (struct lora_module){
             .rank = rank[i], .in = IN, .out = outs[i], .dtype = t,
             .A = random_tensor(t, r * IN, 1), .Bt = random_tensor(t, r * (size_t)outs[i], 1),
             .gain = random_tensor(DT_F32, r, 2),
@@ -67,7 +67,7 @@ static void make(struct made *m, const int rank[NMODS], enum dtype t)
 
 static void unmake(struct made *m)
 {
-    for (int i = 0; i < L * MOD_COUNT; i++) {
+    for (int i = 0; i < L * MOD_SLOTS; i++) {
         free((void *)(uintptr_t)m->modules[i].A);
         free((void *)(uintptr_t)m->modules[i].Bt);
         free((void *)(uintptr_t)m->modules[i].gain);
@@ -251,8 +251,9 @@ static void gains_and_weights_multiply_what_an_adapter_adds(void **state)
     float ones[RANK * N], gain[RANK] = { 1, 0.5f, 2 }, in[N] = { 1, 0, 0, 0 }, out[N] = { 10, 10, 10, 10 };
     for (int i = 0; i < RANK * N; i++)
         ones[i] = 1;
-    struct lora_module modules[MOD_COUNT] = { 0 };
-    modules[MOD_DOWN] = (struct lora_module){ RANK, N, N, DT_F32, ones, ones, gain };
+    struct lora_module modules[MOD_SLOTS] = { 0 };
+    modules[MOD_DOWN] = (struct lora_module){ .rank = RANK, .in = N, .out = N, .dtype = DT_F32,
+                                              .A = ones, .Bt = ones, .gain = gain };
     struct adapter a = { .L = 1, .modules = modules };
     struct lora_set set = { 2, { { &a, 1.0f }, { &a, -0.25f } } };
     struct lora_group group = { 0, 1, &set };

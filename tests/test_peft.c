@@ -167,6 +167,17 @@ static const struct {
     { "init_lora_weights", "\"eva\"", "\"lora_ga\"", false, true },
     { "init_lora_weights", "null", "\"loftq\"", false, true },
     { "init_lora_weights", "true", "\"something new\"", false, true },
+    { "use_dora", "false", "true", false, true }, /* its magnitudes are not there */
+    { "use_dora", "null", "\"yes\"", false, true },
+    { "bias", "\"none\"", "\"some\"", false, true },
+    { "bias", "\"lora_only\"", "true", false, true }, /* this base has no biases to replace */
+    { "lora_bias", "false", "true", false, true },
+    { "modules_to_save", "[]", "[\"score\"]", false, true },
+    { "modules_to_save", "null", "[\"mlp\"]", false, true },
+    { "modules_to_save", "null", "[\"o_proj\"]", false, true },
+    { "modules_to_save", "null", "[\"lm.*\"]", false, true },
+    { "modules_to_save", "null", "\"lm_head\"", false, true },
+    { "ensure_weight_tying", "true", "\"yes\"", false, true }, /* the base is not tied */
     { "init_r", "2", "3", true, true },
     { "init_r", "2", "0", true, true },
 };
@@ -520,8 +531,12 @@ static void a_tensor_that_does_not_fit_is_refused_by_name(void **state)
         { { "base_model.model.lm_head.weight", "F32", 16, 8, NULL }, 4, "weight of the base" },
         { { "base_model.model.model.embed_tokens.lora_embedding_A", "F32", 2, 16, NULL },
           4,
-          "embeddings" },
-        { { "base_model.model.lm_head.lora_A.weight", "F32", 2, 8, NULL }, 4, "no such linear" },
+          "target_modules" },
+        { { "base_model.model.lm_head.lora_A.weight", "F32", 2, 8, NULL }, 4, "target_modules" },
+        { { "base_model.model.lm_head.lora_embedding_A", "F32", 2, 8, NULL }, 4, "no such linear" },
+        { { "base_model.model.model.embed_tokens.lora_A.weight", "F32", 2, 16, NULL },
+          4,
+          "no such linear" },
         { { "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight", "F32", 2, 8, NULL },
           4,
           "no such linear" },

@@ -1,0 +1,344 @@
+/* adapter_build.c - the form of an adapter that the forward pass computes with.
+ *
+ * One block of memory: the struct, the tables of modules and norms, then per module the gains, A
+ * and the transposed B, then the vectors and tables that stand for the base's, each on a 64-byte
+ * boundary, in the order in which the forward pass reads them.  B is transposed so that
+ * y += u_j * b_j runs along rows; the embedding's A so that a token's column does. */
+#include "engine/adapter.h"
+
+#include "engine/mem.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static size_t pad64(size_t n) { return (n + 63) & ~(size_t)63; }
+
+/* Bytes in the block; with rank 0 nothing is kept. */
+static size_t a_bytes(const struct adapter_src_module *m)
+{
+    return pad64((size_t)m->rank * (size_t)m->in * dtype_size(m->dtype));
+}
+
+static size_t b_bytes(const struct adapter_src_module *m)
+{
+    return pad64((size_t)m->rank * (size_t)m->out * dtype_size(m->dtype));
+}
+
+static size_t gain_bytes(const struct adapter_src_module *m)
+{
+    return pad64((size_t)m->rank * sizeof(float));
+}
+
+static bool is_table(const struct adapter_src_extra *x)
+{
+    return x->kind == EXTRA_HEAD || x->kind == EXTRA_EMBED;
+}
+
+/* Tables keep their type, vectors become fp32. */
+static size_t extra_bytes(const struct adapter_src_extra *x)
+{
+    return pad64(adapter_extra_count(x) * (is_table(x) ? dtype_size(x->dtype) : sizeof(float)));
+}
+
+static size_t table_bytes(const struct arch *arch)
+{
+    return pad64((size_t)arch->L * MOD_SLOTS * sizeof(struct lora_module));
+}
+
+static bool is_norm(const struct adapter_src_extra *x)
+{
+    return x->kind == EXTRA_NORM || x->kind == EXTRA_NORM_BIAS;
+}
+
+static size_t norms_bytes(const struct arch *arch, const struct adapter_src *src)
+{
+    for (size_t i = 0; i < src->nextras; i++)
+        if (is_norm(&src->extras[i]))
+            return pad64((size_t)adapter_norm_count(arch->L) * sizeof(struct base_norm));
+    return 0;
+}
+
+/* A multiple of 64, so that mem_footprint() of it is the footprint of what is asked for. */
+static size_t block_bytes(const struct arch *arch, const struct adapter_src *src)
+{
+    size_t n = pad64(sizeof(struct adapter)) + table_bytes(arch) + norms_bytes(arch, src);
+    for (size_t i = 0; i < src->nmodules; i++)
+        n += gain_bytes(&src->modules[i]) + a_bytes(&src->modules[i]) + b_bytes(&src->modules[i]);
+    for (size_t i = 0; i < src->nextras; i++)
+        n += extra_bytes(&src->extras[i]);
+    return n;
+}
+
+size_t adapter_build_bytes(const struct arch *arch, const struct adapter_src *src)
+{
+    return mem_footprint(block_bytes(arch, src));
+}
+
+/* --- is it this base's? ------------------------------------------------------------------------ */
+
+static bool is_slot(const struct arch *arch, int layer, int module)
+{
+    return layer >= 0 && layer < arch->L && module >= 0 && module < MOD_SLOTS &&
+           (module < MOD_COUNT ? arch_has_module(arch, (enum module)module) : layer == 0);
+}
+
+static bool is_float(enum dtype t) { return t == DT_F32 || t == DT_F16 || t == DT_BF16; }
+
+static int check_modules(const struct arch *arch, const struct adapter_src *src, struct err *err)
+{
+    int64_t last = -1;
+    for (size_t i = 0; i < src->nmodules; i++) {
+        const struct adapter_src_module *m = &src->modules[i];
+        int64_t at = (int64_t)m->layer * MOD_SLOTS + (int)m->module;
+        if (!is_slot(arch, m->layer, (int)m->module) ||
+            m->in != adapter_module_in(arch, (int)m->module) ||
+            m->out != adapter_module_out(arch, (int)m->module))
+            return err_set(err, ERR_INVALID,
+                           "the adapter's layer %s, %d to %d, is not in this base (%s with %d "
+                           "layers of width %d)",
+                           m->path, m->in, m->out, arch->family, arch->L, arch->D);
+        if (at <= last)
+            return err_set(err, ERR_INVALID, "the adapter has %s twice or out of order", m->path);
+        if (m->rank < 0 || m->rank > ADAPTER_MAX_RANK)
+            return err_set(err, ERR_INVALID, "%s has rank %d, at most %d are computed", m->path,
+                           m->rank, ADAPTER_MAX_RANK);
+        if (!is_float(m->dtype))
+            return err_set(err, ERR_INVALID, "%s has a type that is not F32, F16 or BF16", m->path);
+        last = at;
+    }
+    return ERR_OK;
+}
+
+static size_t norm_wanted(const struct arch *arch, const struct adapter_src_extra *x)
+{
+    const struct family *f = family_find(arch->family);
+    const bool of_heads = x->module == NORM_Q || x->module == NORM_K;
+    if (f == NULL || x->layer < 0 || x->module < 0 || x->module >= NORM_COUNT ||
+        x->layer >= (x->module < LAYER_NORMS ? arch->L : 1) || f->norm_path[x->module] == NULL ||
+        (of_heads && !arch->qk_norm) ||
+        (x->kind == EXTRA_NORM_BIAS && f->norm_kind != NORM_LAYER))
+        return 0;
+    return (size_t)(of_heads ? arch->hd : arch->D);
+}
+
+/* Elements of the tensor in this base, or 0 if it has no such. */
+static size_t extra_wanted(const struct arch *arch, const struct adapter_src_extra *x)
+{
+    switch (x->kind) {
+    case EXTRA_MAGNITUDE:
+    case EXTRA_LORA_BIAS:
+    case EXTRA_BIAS:
+        return is_slot(arch, x->layer, x->module) && x->module != MOD_EMBED
+                   ? (size_t)adapter_module_out(arch, x->module)
+                   : 0;
+    case EXTRA_NORM:
+    case EXTRA_NORM_BIAS:
+        return norm_wanted(arch, x);
+    default:
+        return (size_t)arch->V * (size_t)arch->D;
+    }
+}
+
+static int check_extras(const struct arch *arch, const struct adapter_src *src, struct err *err)
+{
+    for (size_t i = 0; i < src->nextras; i++) {
+        const struct adapter_src_extra *x = &src->extras[i];
+        if (x->rows < 1 || x->cols < 0 || !is_float(x->dtype) ||
+            adapter_extra_count(x) != extra_wanted(arch, x))
+            return err_set(err, ERR_INVALID,
+                           "the adapter's tensor %s, %d by %d, does not fit this base (%s with %d "
+                           "layers of width %d)",
+                           x->name, x->rows, x->cols, arch->family, arch->L, arch->D);
+    }
+    return ERR_OK;
+}
+
+/* --- building ---------------------------------------------------------------------------------- */
+
+/* [rows][cols] to [cols][rows], in squares that stay in the cache. */
+static void transpose(const void *from, void *to, size_t rows, size_t cols, size_t size)
+{
+    enum { SQUARE = 32 };
+    const char *f = from;
+    char *t = to;
+    for (size_t r0 = 0; r0 < rows; r0 += SQUARE)
+        for (size_t c0 = 0; c0 < cols; c0 += SQUARE)
+            for (size_t r = r0; r < rows && r < r0 + SQUARE; r++)
+                for (size_t c = c0; c < cols && c < c0 + SQUARE; c++) {
+                    if (size == 2)
+                        memcpy(t + (c * rows + r) * 2, f + (r * cols + c) * 2, 2);
+                    else
+                        memcpy(t + (c * rows + r) * 4, f + (r * cols + c) * 4, 4);
+                }
+}
+
+/* Element i of a vector that may lie unaligned. */
+static float element(const void *v, enum dtype t, size_t i)
+{
+    float f;
+    uint16_t h;
+    if (t == DT_F32) {
+        memcpy(&f, (const char *)v + 4 * i, 4);
+        return f;
+    }
+    memcpy(&h, (const char *)v + 2 * i, 2);
+    return t == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h);
+}
+
+static void build_module(const struct adapter_src_module *m, struct lora_module *ret, char **p)
+{
+    size_t k = (size_t)m->rank, one = dtype_size(m->dtype);
+    float *gain = (float *)(void *)*p;
+    *p += gain_bytes(m);
+    for (size_t j = 0; j < k; j++)
+        gain[j] = (float)(m->scaling * (m->E != NULL ? (double)element(m->E, m->dtype, j) : 1.0));
+    void *A = *p;
+    *p += a_bytes(m);
+    if ((int)m->module == MOD_EMBED)
+        transpose(m->A, A, k, (size_t)m->in, one);
+    else
+        memcpy(A, m->A, k * (size_t)m->in * one);
+    void *Bt = *p;
+    *p += b_bytes(m);
+    transpose(m->B, Bt, (size_t)m->out, k, one);
+    *ret = (struct lora_module){ .rank = m->rank, .in = m->in, .out = m->out, .dtype = m->dtype,
+                                 .A = A, .Bt = Bt, .gain = gain };
+}
+
+static const struct adapter_src_module *module_of(const struct adapter_src *src,
+                                                  const struct adapter_src_extra *x)
+{
+    for (size_t i = 0; i < src->nmodules; i++)
+        if (src->modules[i].layer == x->layer && (int)src->modules[i].module == x->module)
+            return &src->modules[i];
+    return NULL;
+}
+
+/* A vector as fp32: as it is, times the scaling, or as DoRA's m / n. */
+static int build_vector(const struct adapter_src *src, const struct adapter_src_extra *x,
+                        float *ret, struct err *err)
+{
+    const struct adapter_src_module *m = module_of(src, x);
+    if ((x->kind == EXTRA_MAGNITUDE || x->kind == EXTRA_LORA_BIAS) && m == NULL)
+        return err_set(err, ERR_INVALID, "tensor %s belongs to a layer that is not adapted",
+                       x->name);
+    if (x->kind == EXTRA_MAGNITUDE && m->norms == NULL)
+        return err_set(err, ERR_INTERNAL, "the weight norms of %s are not known", m->path);
+    for (int o = 0; o < x->rows; o++) {
+        const float v = element(x->data, x->dtype, (size_t)o);
+        ret[o] = x->kind == EXTRA_LORA_BIAS   ? (float)(m->scaling * (double)v)
+                 : x->kind == EXTRA_MAGNITUDE ? (float)((double)v / (double)m->norms[o])
+                                              : v;
+        if (!isfinite(ret[o]))
+            return err_set(err, ERR_INVALID, "tensor %s: element %d is %g, which %s %g is not "
+                           "finite", x->name, o, (double)v,
+                           x->kind == EXTRA_MAGNITUDE ? "over a weight norm of" : "times",
+                           x->kind == EXTRA_MAGNITUDE ? (double)m->norms[o] : m->scaling);
+    }
+    return ERR_OK;
+}
+
+static void build_norm(const struct arch *arch, const struct adapter_src_extra *x, float *at,
+                       struct adapter *a)
+{
+    const int l = x->module < LAYER_NORMS ? x->layer : arch->L;
+    struct base_norm *n = &a->norms[adapter_norm_index(arch->L, l, (enum norm)x->module)];
+    *(x->kind == EXTRA_NORM ? &n->w : &n->bias) = at;
+    a->alone = "replaces norms of the base";
+    if (x->kind == EXTRA_NORM && family_find(arch->family)->norm_kind == NORM_RMS_PLUS_ONE)
+        for (int i = 0; i < x->rows; i++)
+            at[i] = 1.0f + at[i]; /* as in the base that is loaded */
+}
+
+static int build_extra(const struct arch *arch, const struct adapter_src *src,
+                       const struct adapter_src_extra *x, struct lora_module *table,
+                       struct adapter *a, char **p, struct err *err)
+{
+    void *at = *p;
+    *p += extra_bytes(x);
+    if (is_table(x)) {
+        *(x->kind == EXTRA_HEAD ? &a->head : &a->embed) = (struct adapter_table){ x->dtype, at };
+        memcpy(at, x->data, adapter_extra_count(x) * dtype_size(x->dtype));
+        a->alone = "replaces the base's embedding or head";
+        return ERR_OK;
+    }
+    int rc = build_vector(src, x, at, err);
+    if (rc != ERR_OK)
+        return rc;
+    if (is_norm(x)) {
+        build_norm(arch, x, at, a);
+        return ERR_OK;
+    }
+    struct lora_module *m = &table[x->layer * MOD_SLOTS + x->module];
+    m->out = x->rows;
+    a->vectors = true;
+    if (x->kind == EXTRA_LORA_BIAS) {
+        m->lora_bias = at;
+        return ERR_OK;
+    }
+    *(x->kind == EXTRA_MAGNITUDE ? &m->scale : &m->bias) = at;
+    a->alone = x->kind == EXTRA_MAGNITUDE ? "is a DoRA, which scales the base's outputs"
+                                          : "replaces biases of the base";
+    return ERR_OK;
+}
+
+/* Into the block at p, which is all zeros. */
+static int build(const struct adapter_src *src, const struct arch *arch, char *p, struct adapter *a,
+                 struct err *err)
+{
+    p += pad64(sizeof *a);
+    struct lora_module *table = (struct lora_module *)(void *)p;
+    p += table_bytes(arch);
+    a->modules = table;
+    if (norms_bytes(arch, src) > 0) {
+        a->norms = (struct base_norm *)(void *)p;
+        p += norms_bytes(arch, src);
+    }
+    for (size_t i = 0; i < src->nmodules; i++) {
+        const struct adapter_src_module *m = &src->modules[i];
+        if (m->rank == 0) /* the table is zero already */
+            continue;
+        build_module(m, &table[m->layer * MOD_SLOTS + (int)m->module], &p);
+        if (m->rank > a->rank_max)
+            a->rank_max = m->rank;
+    }
+    for (size_t i = 0; i < src->nextras; i++) {
+        int rc = build_extra(arch, src, &src->extras[i], table, a, &p, err);
+        if (rc != ERR_OK)
+            return rc;
+    }
+    return ERR_OK;
+}
+
+int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,
+                  struct adapter **ret, struct err *err)
+{
+    int rc = check_modules(arch, src, err);
+    if (rc == ERR_OK)
+        rc = check_extras(arch, src, err);
+    if (rc != ERR_OK)
+        return rc;
+    size_t block = block_bytes(arch, src);
+    struct adapter *a = mem_alloc(block);
+    if (a == NULL)
+        return err_nomem(err);
+    memcpy(a->hash, src->hash, sizeof a->hash);
+    a->version_id = version_id;
+    a->L = arch->L;
+    a->bytes = mem_footprint(block);
+    a->own = a;
+    rc = build(src, arch, (char *)a, a, err);
+    if (rc != ERR_OK) {
+        adapter_free(a);
+        return rc;
+    }
+    *ret = a;
+    return ERR_OK;
+}
+
+void adapter_free(struct adapter *a)
+{
+    if (a != NULL)
+        mem_free(a->own, a->bytes);
+}
