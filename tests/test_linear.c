@@ -91,6 +91,13 @@ static struct weights make_weights(enum mat_type type, int N, int K)
             w.exact[i] = (double)bf16_to_f32(((uint16_t *)w.codes)[i]);
         }
         break;
+    case MAT_F16:
+        w.codes = get(n * sizeof(uint16_t));
+        for (size_t i = 0; i < n; i++) {
+            ((uint16_t *)w.codes)[i] = f32_to_f16(dense[i]);
+            w.exact[i] = (double)f16_to_f32(((uint16_t *)w.codes)[i]);
+        }
+        break;
     case MAT_NF4_P16:
     case MAT_NF4_FLAT:
         fill_nf4(&w, dense, type == MAT_NF4_FLAT);
@@ -153,10 +160,10 @@ static void announce_missing(void)
     for (enum isa isa = (first); isa < ISA_COUNT; isa = (enum isa)(isa + 1))                       \
         if (usable(isa))
 
-static const enum mat_type all_types[] = { MAT_F32, MAT_BF16, MAT_NF4_P16, MAT_NF4_FLAT,
+static const enum mat_type all_types[] = { MAT_F32, MAT_BF16, MAT_F16, MAT_NF4_P16, MAT_NF4_FLAT,
                                            MAT_Q8_P16 };
-static const char *const type_names[] = { "f32", "bf16", "nf4", "nf4 flat", "8 bit" };
-enum { TYPES = 5 };
+static const char *const type_names[] = { "f32", "bf16", "f16", "nf4", "nf4 flat", "8 bit" };
+enum { TYPES = 6 };
 
 /* --- dot products ------------------------------------------------------------------------ */
 
@@ -313,6 +320,7 @@ static void errors_stay_below_the_stated_ones(void **state)
         double fast, exact, f32;
     } cases[] = {
         { MAT_F32, 1024, 1e-6, 1e-6, 1e-6 },     { MAT_BF16, 1024, 1e-6, 1e-6, 1e-6 },
+        { MAT_F16, 1024, 1e-6, 1e-6, 1e-6 },
         { MAT_NF4_P16, 1024, 9e-3, 3e-4, 1e-6 }, { MAT_NF4_FLAT, 1000, 1e-6, 1e-6, 1e-6 },
         { MAT_Q8_P16, 1024, 1e-2, 8e-3, 8e-3 },
     };
