@@ -18,11 +18,13 @@ export TSAN_OPTIONS="${TSAN_OPTIONS:-halt_on_error=1:second_deadlock_stack=1}"
 for t in "$@"; do
     count=$((count + 1))
     echo "== $t"
+    start=$(date +%s)
     case $t in
     *.sh) sh "$t" ;;
     *.py) python3 "$t" ;;
     *) "$t" ;;
     esac || failed="$failed $t"
+    echo "-- $t took $(($(date +%s) - start)) s"
 done
 if [ -n "$failed" ]; then
     echo "FAILED:$failed"
