@@ -36,7 +36,8 @@
  * scales, also with `--type f32`.  So such a checkpoint has the hash of the original, imported as
  * NF4, where both hold the same numbers: double quantisation, and embedding, head, norms and biases
  * stored in the same types.  One bit in an offset (a mean, summed in another order on a GPU) or
- * another code in a block of zeros makes it another base. */
+ * another code in a block of zeros makes it another base.  A GGUF file has its own hash: it keeps
+ * norms and biases in F32, whatever they were. */
 #ifndef ENGINE_BASE_H
 #define ENGINE_BASE_H
 
@@ -93,7 +94,7 @@ struct base_import_opts {
     void *ud;
 };
 
-/* Hugging Face folder -> base file.  Streams tensor by tensor; writes to a temporary name and
+/* Hugging Face folder or GGUF file -> base file.  Streams tensor by tensor; writes to a temporary name and
  * renames at the end, so a failure leaves no output file.  ERR_INVALID with a sentence that
  * names the tensor or the field for anything it does not fully understand. */
 int base_import(const char *dir, const char *out, const struct base_import_opts *opts,

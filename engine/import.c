@@ -1,4 +1,4 @@
-/* import.c - Hugging Face folder -> base file.
+/* import.c - Hugging Face folder or GGUF file -> base file.
  *
  * First everything is checked that needs no values: options, config, that each weight of the model
  * is there with the right shape and nothing else is.  Only then the output is opened, and tensors
@@ -72,7 +72,7 @@ static int parse_options(struct import *im, struct err *err)
     return rc;
 }
 
-/* The folder's own name, also when it was given as "." or with a slash at the end. */
+/* The folder's or file's own name, also when it was given as "." or with a slash at the end. */
 static int choose_name(struct import *im, const char *dir, struct err *err)
 {
     char real[PATH_MAX];
@@ -81,10 +81,12 @@ static int choose_name(struct import *im, const char *dir, struct err *err)
     else if (realpath(dir, real) != NULL)
         im->name = strdup(basename(real));
     else
-        return err_set(err, ERR_IO, "%s: not a folder that can be read", dir);
+        return err_set(err, ERR_IO, "%s: not a folder or file that can be read", dir);
     if (im->name == NULL)
         return err_nomem(err);
     size_t len = strlen(im->name);
+    if (im->opts.name == NULL && len > 5 && strcmp(im->name + len - 5, ".gguf") == 0)
+        im->name[len -= 5] = '\0';
     bool bad = len == 0 || len > 200;
     for (size_t i = 0; i < len; i++)
         bad |= (unsigned char)im->name[i] <= ' ' || im->name[i] == 0x7f;
@@ -154,6 +156,13 @@ static int check_tied_head(struct import *im, const struct item *head, struct er
 static int check_requantize(struct import *im, const struct item *it, struct err *err)
 {
     const struct q4_source *q = it->src->q4;
+    if (it->src->blocks != NULL && it->form == FORM_NF4 && !im->requantized) {
+        char text[200];
+        snprintf(text, sizeof text, "the source's weights are %s and the like: they become fp32 and "
+                 "then NF4, so what they lost and what NF4 loses add up", it->src->blocks->name);
+        note(im, text);
+        im->requantized = true;
+    }
     if (q == NULL || bnb_is_nf4(q) || it->form != FORM_NF4)
         return ERR_OK;
     if (!im->opts.requantize)

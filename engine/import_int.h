@@ -1,11 +1,12 @@
-/* import_int.h - import in three parts: the source as it is read (import_source.c, and import_bnb.c
- * for weights that are 4-bit already), the conversion of one tensor (import_tensor.c), the run over
- * all of them (import.c). */
+/* import_int.h - import in three parts: the source as it is read (import_source.c; import_bnb.c for
+ * weights that are 4-bit already, import_gguf.c for GGUF files), the conversion of one tensor
+ * (import_tensor.c), the run over all of them (import.c). */
 #ifndef ENGINE_IMPORT_INT_H
 #define ENGINE_IMPORT_INT_H
 
 #include "engine/base_int.h"
 #include "engine/compute.h"
+#include "engine/gguf.h"
 #include "engine/nf4.h"
 #include "engine/safetensors.h"
 #include "engine/util.h"
@@ -21,6 +22,7 @@ struct source_file {
     char *text;          /* small file, NUL-terminated, or NULL */
     size_t len;
     struct st_file *st;  /* weights, or NULL */
+    bool made;           /* text that import made of another file: not part of the source */
 };
 
 /* A matrix that bitsandbytes has quantised: what lies beside `X` as X.absmax and the like. */
@@ -39,6 +41,8 @@ struct q4_source {
 struct source_tensor {
     const struct st_tensor *t;
     struct q4_source *q4; /* or NULL */
+    const struct ggml_type *blocks; /* of GGUF, or NULL */
+    int head_rows;        /* not 0: rows of each head of so many are in GGUF's order */
     bool used;
 };
 
@@ -53,8 +57,9 @@ struct source {
     char *chat_template;           /* or NULL */
 };
 
-/* Reads and checks everything but the values of the tensors.  Close it also after a failure. */
-int source_open(const char *dir, struct source *ret, struct err *err);
+/* A folder or a GGUF file.  Reads and checks everything but the values of the tensors.  Close it
+ * also after a failure. */
+int source_open(const char *path, struct source *ret, struct err *err);
 void source_close(struct source *s);
 
 /* The text of a small file, or NULL if the folder has none. */
@@ -77,6 +82,23 @@ int source_check_all_used(const struct source *s, struct err *err);
 /* sha256 of what `sha256sum FILE...` prints for the files read, in ascending order of their names.
  * Takes as long as reading them all, unless `stop` becomes true (the result is then worthless). */
 void source_hash(const struct source *s, const atomic_bool *stop, char ret_hex[65]);
+
+/* For readers of other formats: a text that stands for a small file, a weight file with nothing
+ * but its bytes, and the list of all tensors once each file has its own. */
+int source_add_made(struct source *s, const char *name, const char *text, struct err *err);
+int source_add_mapped(struct source *s, const char *path, const char *name, struct st_file **ret,
+                      struct err *err);
+int source_list_tensors(struct source *s, struct err *err);
+
+/* --- GGUF (import_gguf.c) -------------------------------------------------------------- */
+
+/* Called by source_open(). */
+int source_open_gguf(const char *path, struct source *s, struct err *err);
+/* Add the bytes of a tensor with head_rows to a digest, in Hugging Face's order. */
+void gguf_digest(const struct source_tensor *t, struct sha256 *h);
+int gguf_f32(const struct source_tensor *t, size_t first, size_t n, float *ret, struct err *err);
+/* The vocabulary of a file as tokenizer.json; free() it. */
+int gguf_tokenizer(const struct gguf *g, char **ret_json, struct err *err);
 
 /* --- bitsandbytes (import_bnb.c) ------------------------------------------------------- */
 

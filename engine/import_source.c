@@ -1,5 +1,5 @@
 /* import_source.c - a Hugging Face folder: its JSON files, and the tensors of one or many weight
- * files as one sorted list. */
+ * files as one sorted list.  A GGUF file becomes the same things (import_gguf.c). */
 #include "engine/import_int.h"
 
 #include "engine/util.h"
@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum { MAX_SHARDS = 1000, MAX_JSON = 4 << 20, MAX_TOKENIZER = 64 << 20, HASH_STEP = 16 << 20 };
 
@@ -35,6 +36,28 @@ static struct source_file *new_file(struct source *s, const char *name)
         return NULL;
     s->nfiles++;
     return f;
+}
+
+int source_add_made(struct source *s, const char *name, const char *text, struct err *err)
+{
+    struct source_file *f = new_file(s, name);
+    if (f == NULL || (f->text = strdup(text)) == NULL)
+        return err_nomem(err);
+    f->len = strlen(text);
+    f->made = true;
+    return ERR_OK;
+}
+
+int source_add_mapped(struct source *s, const char *path, const char *name, struct st_file **ret,
+                      struct err *err)
+{
+    struct source_file *f = new_file(s, name);
+    if (f == NULL || (f->st = calloc(1, sizeof *f->st)) == NULL)
+        return err_nomem(err);
+    int rc = file_map(path, &f->st->map, &f->st->map_len, err);
+    f->st->mapped = rc == ERR_OK;
+    *ret = f->st;
+    return rc;
 }
 
 static int check_json(const struct source *s, const struct source_file *f, struct err *err)
@@ -171,7 +194,7 @@ static int by_name(const void *pa, const void *pb)
     return strcmp(a->t->name, b->t->name);
 }
 
-static int list_tensors(struct source *s, struct err *err)
+int source_list_tensors(struct source *s, struct err *err)
 {
     size_t n = 0;
     for (size_t i = 0; i < s->nfiles; i++)
@@ -194,7 +217,7 @@ static int open_all_weights(struct source *s, struct err *err)
 {
     if (has_file(s, "model.safetensors")) {
         int rc = open_weights(s, "model.safetensors", err);
-        return rc == ERR_OK ? list_tensors(s, err) : rc;
+        return rc == ERR_OK ? source_list_tensors(s, err) : rc;
     }
     if (!has_file(s, "model.safetensors.index.json"))
         return err_set(err, ERR_INVALID,
@@ -215,7 +238,7 @@ static int open_all_weights(struct source *s, struct err *err)
     if (rc == ERR_OK)
         rc = open_shards(s, map, err);
     if (rc == ERR_OK)
-        rc = list_tensors(s, err);
+        rc = source_list_tensors(s, err);
     if (rc == ERR_OK)
         rc = check_index(s, map, err);
     json_decref(index);
@@ -231,7 +254,8 @@ static struct source_tensor *find_exactly(const struct source *s, const char *na
 
 struct source_tensor *source_find(const struct source *s, const char *name)
 {
-    const char *prefix = family_find(s->arch.family)->optional_prefix;
+    const struct family *f = family_find(s->arch.family); /* NULL before the config was read */
+    const char *prefix = f ? f->optional_prefix : NULL;
     struct source_tensor *t = find_exactly(s, name);
     if (t == NULL && prefix != NULL && strncmp(name, prefix, strlen(prefix)) == 0)
         t = find_exactly(s, name + strlen(prefix));
@@ -253,6 +277,8 @@ static void shape_mismatch(const char *name, const int64_t *dims, int ndim, int 
 
 int source_f32(const struct source_tensor *t, size_t first, size_t n, float *ret, struct err *err)
 {
+    if (t->blocks != NULL || t->head_rows != 0)
+        return gguf_f32(t, first, n, ret, err);
     return t->q4 ? bnb_f32(t->q4, first, n, ret, err) : st_f32(t->t, first, n, ret, err);
 }
 
@@ -265,7 +291,7 @@ const struct source_tensor *source_take(struct source *s, const char *name, int 
         return NULL;
     }
     const struct st_tensor *t = e->t;
-    if (!e->q4 && t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16) {
+    if (!e->q4 && !e->blocks && t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16) {
         err_set(err, ERR_INVALID, "tensor %s has type %s, where F32, F16 or BF16 is needed", name,
                 t->dtype_name);
         return NULL;
@@ -353,12 +379,8 @@ static int by_file_name(const void *pa, const void *pb)
     return strcmp(a->name, b->name);
 }
 
-int source_open(const char *dir, struct source *ret, struct err *err)
+static int open_folder(struct source *ret, struct err *err)
 {
-    *ret = (struct source){ .dir = strdup(dir) };
-    ret->files = calloc(MAX_SHARDS + NSMALL + 1, sizeof *ret->files);
-    if (ret->dir == NULL || ret->files == NULL)
-        return err_nomem(err);
     int rc = read_small_files(ret, err);
     if (rc == ERR_OK) {
         const struct source_file *gen = source_text(ret, "generation_config.json");
@@ -371,6 +393,18 @@ int source_open(const char *dir, struct source *ret, struct err *err)
         rc = open_all_weights(ret, err);
     if (rc == ERR_OK)
         rc = bnb_attach(ret, err);
+    return rc;
+}
+
+int source_open(const char *path, struct source *ret, struct err *err)
+{
+    struct stat st;
+    *ret = (struct source){ .dir = strdup(path) };
+    ret->files = calloc(MAX_SHARDS + NSMALL + 1, sizeof *ret->files);
+    if (ret->dir == NULL || ret->files == NULL)
+        return err_nomem(err);
+    int rc = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? source_open_gguf(path, ret, err)
+                                                          : open_folder(ret, err);
     qsort(ret->files, ret->nfiles, sizeof *ret->files, by_file_name);
     return rc;
 }
@@ -417,6 +451,8 @@ void source_hash(const struct source *s, const atomic_bool *stop, char ret_hex[6
     sha256_init(&all);
     for (size_t i = 0; i < s->nfiles; i++) {
         char hex[65];
+        if (s->files[i].made)
+            continue;
         hash_file(&s->files[i], stop, hex);
         sha256_add(&all, hex, 64);
         sha256_add(&all, "  ", 2);

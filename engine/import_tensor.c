@@ -363,7 +363,10 @@ static int digest_source(struct item *it, struct scratch *s, struct err *err)
     }
     digest_begin(&h, q ? "4-bit" : it->src->t->dtype_name, it->transposed ? it->w.K : it->w.N,
                  it->transposed ? it->w.N : it->w.K);
-    sha256_add(&h, it->src->t->data, it->src->t->bytes);
+    if (it->src->head_rows != 0)
+        gguf_digest(it->src, &h);
+    else
+        sha256_add(&h, it->src->t->data, it->src->t->bytes);
     if (q != NULL)
         bnb_digest(q, &h);
     sha256_end(&h, it->digest);

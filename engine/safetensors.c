@@ -7,14 +7,13 @@
  * must end with the file. */
 #include "engine/safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include "engine/util.h"
+
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
@@ -322,25 +321,14 @@ int st_open_mem(const void *data, size_t len, const char *what, struct st_file *
 
 int st_open(const char *path, struct st_file **ret, struct err *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return err_set(err, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s: %s", path,
-                       strerror(errno));
-    struct stat st;
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size == 0) {
-        close(fd);
-        return err_set(err, ERR_INVALID, "%s: %s", path,
-                       S_ISREG(st.st_mode) ? "the file is empty" : "not a regular file");
-    }
-    size_t len = (size_t)st.st_size;
-    void *map = mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, 0);
-    int why = errno;
-    close(fd);
-    if (map == MAP_FAILED)
-        return err_set(err, ERR_IO, "%s: cannot be mapped: %s", path, strerror(why));
-    int rc = st_open_mem(map, len, path, ret, err);
+    const uint8_t *map;
+    size_t len;
+    int rc = file_map(path, &map, &len, err);
     if (rc != ERR_OK)
-        munmap(map, len);
+        return rc;
+    rc = st_open_mem(map, len, path, ret, err);
+    if (rc != ERR_OK)
+        munmap((void *)map, len);
     else
         (*ret)->mapped = true;
     return rc;

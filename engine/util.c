@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -124,6 +125,29 @@ fail:
     free(data);
     close(fd);
     return rc;
+}
+
+int file_map(const char *path, const uint8_t **ret, size_t *ret_len, struct err *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return err_set(err, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s: %s", path,
+                       strerror(errno));
+    struct stat st;
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size == 0) {
+        close(fd);
+        return err_set(err, ERR_INVALID, "%s: %s", path,
+                       S_ISREG(st.st_mode) ? "the file is empty" : "not a regular file");
+    }
+    size_t len = (size_t)st.st_size;
+    void *map = mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, 0);
+    int why = errno;
+    close(fd);
+    if (map == MAP_FAILED)
+        return err_set(err, ERR_IO, "%s: cannot be mapped: %s", path, strerror(why));
+    *ret = map;
+    *ret_len = len;
+    return ERR_OK;
 }
 
 bool file_exists(const char *path) { return access(path, F_OK) == 0; }

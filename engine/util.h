@@ -31,6 +31,8 @@ char *buf_take(struct buf *b);
 /* --- files ------------------------------------------------------------------ */
 /* Read a whole file of at most `max` bytes; *ret is the caller's, NUL-terminated. */
 int file_read(const char *path, size_t max, char **ret, size_t *ret_len, struct err *err);
+/* Map a regular file that is not empty, read-only; munmap() it. */
+int file_map(const char *path, const uint8_t **ret, size_t *ret_len, struct err *err);
 bool file_exists(const char *path);
 /* Write all of it or fail: loops over short writes and EINTR. */
 int fd_write_all(int fd, const void *data, size_t len, struct err *err);

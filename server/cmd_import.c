@@ -1,4 +1,4 @@
-/* cmd_import.c - `lorad import`: a Hugging Face folder becomes one base file.
+/* cmd_import.c - `lorad import`: a Hugging Face folder or a GGUF file becomes one base file.
  *
  * SIGINT and SIGTERM only set a flag; the import looks at it between tensors, removes what it has
  * written and ends with an error, so that no half file is left. */
@@ -66,9 +66,9 @@ int cmd_import(int argc, char **argv)
     };
     int code = 2;
     struct opts *o = opts_parse(
-        argc, argv, table, "import FOLDER -o FILE",
+        argc, argv, table, "import FOLDER_OR_GGUF -o FILE",
         "Reads a Hugging Face folder (config.json, model.safetensors or its shards, tokenizer.json)\n"
-        "and writes one file with everything that serving needs.  A source that is not understood\n"
+        "or a GGUF file and writes one file with everything that serving needs.  A source that is not understood\n"
         "in full is refused, naming the tensor or the field.",
         1, 1, &code);
     if (o == NULL)

@@ -1,0 +1,449 @@
+/* tok_make.c - see tok_make.h. */
+#include "engine/tok_make.h"
+
+#include "engine/tokenizer_int.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* U+2581 stands for a space in SentencePiece's pieces. */
+#define SPACE_MARK "\xe2\x96\x81"
+
+/* --- pieces ----------------------------------------------------------------------------- */
+
+static int bad_piece(size_t id, const char *what, struct err *err)
+{
+    return err_set(err, ERR_INVALID, "tokenizer: piece %zu %s", id, what);
+}
+
+/* Tokens that are found in a text as they are, before anything else happens to it. */
+static bool is_added(const struct piece *p)
+{
+    return p->type == PIECE_CONTROL || p->type == PIECE_USER || p->type == PIECE_UNKNOWN;
+}
+
+static int check_id(const struct vocab *v, const char *what, int id, struct err *err)
+{
+    if (id >= 0 && (size_t)id >= v->n)
+        return err_set(err, ERR_INVALID, "tokenizer: the %s token %d is not one of the %zu tokens",
+                       what, id, v->n);
+    return ERR_OK;
+}
+
+/* Each piece is a text of its own.  *ret_map and *ret_str (its strings) are the caller's. */
+static int check_pieces(const struct vocab *v, struct tok_map *ret_map, struct tok_str **ret_str,
+                        struct err *err)
+{
+    if (v->n == 0 || v->n > (size_t)TOK_MAX_ID + 1)
+        return err_set(err, ERR_INVALID, "tokenizer: %zu tokens, 1 to %d can be read", v->n,
+                       TOK_MAX_ID + 1);
+    struct tok_str *str = *ret_str = calloc(v->n, sizeof *str);
+    int rc = str ? tok_map_init(ret_map, v->n, str, err) : err_nomem(err);
+    for (size_t i = 0; i < v->n && rc == ERR_OK; i++) {
+        const struct piece *p = &v->pieces[i];
+        if (p->len == 0 || p->len > PIECE_MAX_BYTES || memchr(p->s, '\0', p->len) != NULL)
+            return bad_piece(i, "is empty, too long or has a zero byte", err);
+        if (p->type < PIECE_NORMAL || p->type > PIECE_BYTE || !isfinite(p->score))
+            return bad_piece(i, "has no known type or no finite score", err);
+        str[i] = (struct tok_str){ p->s, (uint32_t)p->len };
+        if (!tok_map_add(ret_map, (uint32_t)i))
+            return err_set(err, ERR_INVALID, "tokenizer: piece %zu, \"%.*s\", is there twice", i,
+                           (int)(p->len < 60 ? p->len : 60), p->s);
+    }
+    if (rc == ERR_OK)
+        rc = check_id(v, "bos", v->bos, err);
+    if (rc == ERR_OK)
+        rc = check_id(v, "eos", v->eos, err);
+    return rc == ERR_OK ? check_id(v, "unknown", v->unk, err) : rc;
+}
+
+/* --- JSON -------------------------------------------------------------------------------- */
+
+static json_t *text_of(const struct piece *p) { return json_stringn(p->s, p->len); }
+
+static bool has_mark(const struct piece *p)
+{
+    return memmem(p->s, p->len, SPACE_MARK, 3) != NULL;
+}
+
+/* The user's own pieces are matched in the text as it was written, with spaces in it. */
+static json_t *with_spaces(const struct piece *p)
+{
+    char out[PIECE_MAX_BYTES];
+    size_t n = 0;
+    for (size_t i = 0; i < p->len; n++) {
+        bool mark = p->len - i >= 3 && memcmp(p->s + i, SPACE_MARK, 3) == 0;
+        out[n] = mark ? ' ' : p->s[i];
+        i += mark ? 3 : 1;
+    }
+    return json_stringn(out, n);
+}
+
+static json_t *added_token(size_t id, const struct piece *p)
+{
+    return json_pack("{s:I, s:o, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)id, "content",
+                     p->type == PIECE_USER ? with_spaces(p) : text_of(p), "single_word", 0,
+                     "lstrip", 0, "rstrip", 0, "normalized", 0, "special", p->type != PIECE_USER);
+}
+
+/* `added_in_vocab`: added tokens stand in the vocabulary too, but for those of the user with a
+ * space, whose names differ. */
+static int make_vocab(const struct vocab *v, bool added_in_vocab, json_t **ret_vocab,
+                      json_t **ret_added, struct err *err)
+{
+    json_t *vocab = *ret_vocab = json_object(), *added = *ret_added = json_array();
+    for (size_t i = 0; i < v->n; i++) {
+        const struct piece *p = &v->pieces[i];
+        json_t *text = text_of(p);
+        if (text == NULL)
+            return bad_piece(i, "is not UTF-8", err);
+        json_decref(text);
+        bool spaced = added_in_vocab && p->type == PIECE_USER && has_mark(p);
+        if (spaced && v->prefix_space)
+            return bad_piece(i, "is the user's own and has a space, which cannot be kept apart "
+                                "from the one in front of a text", err);
+        int rc = 0;
+        if (is_added(p))
+            rc |= json_array_append_new(added, added_token(i, p));
+        if (!is_added(p) || (added_in_vocab && !spaced))
+            rc |= json_object_setn_new(vocab, p->s, p->len, json_integer((json_int_t)i));
+        if (rc != 0)
+            return err_nomem(err);
+    }
+    return ERR_OK;
+}
+
+static void add_special(json_t *single, json_t *specials, const struct piece *p, int id)
+{
+    json_array_append_new(single, json_pack("{s:{s:o, s:i}}", "SpecialToken", "id", text_of(p),
+                                            "type_id", 0));
+    json_t *s = json_pack("{s:o, s:[i], s:[o]}", "id", text_of(p), "ids", id, "tokens", text_of(p));
+    json_object_setn_new(specials, p->s, p->len, s);
+}
+
+/* bos text eos, as far as they are wanted; NULL if neither is. */
+static json_t *make_template(const struct vocab *v)
+{
+    bool bos = v->add_bos && v->bos >= 0, eos = v->add_eos && v->eos >= 0;
+    if (!bos && !eos)
+        return json_null();
+    json_t *single = json_array(), *specials = json_object();
+    if (bos)
+        add_special(single, specials, &v->pieces[v->bos], v->bos);
+    json_array_append_new(single, json_pack("{s:{s:s, s:i}}", "Sequence", "id", "A", "type_id", 0));
+    if (eos)
+        add_special(single, specials, &v->pieces[v->eos], v->eos);
+    json_t *pair = json_deep_copy(single), *second = json_deep_copy(single);
+    json_array_extend(pair, second); /* never used: a request is one text */
+    json_decref(second);
+    return json_pack("{s:s, s:o, s:o, s:o}", "type", "TemplateProcessing", "single", single, "pair",
+                     pair, "special_tokens", specials);
+}
+
+/* Takes over all references, also after a failure. */
+static int make_text(const struct vocab *v, json_t *added, json_t *normalizer, json_t *pre,
+                     json_t *decoder, json_t *model, char **ret, struct err *err)
+{
+    json_t *o = json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0",
+                          "truncation", "padding", "added_tokens", added, "normalizer", normalizer,
+                          "pre_tokenizer", pre, "post_processor", make_template(v), "decoder",
+                          decoder, "model", model);
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    json_decref(o);
+    if (text == NULL)
+        return err_nomem(err);
+    *ret = text;
+    return ERR_OK;
+}
+
+/* --- SentencePiece: merges from scores ----------------------------------------------------- */
+
+struct pair {
+    float score;
+    uint32_t id, left, right; /* of the piece and its halves */
+    uint16_t chars[2];        /* of the halves */
+};
+
+struct pairs {
+    struct pair *list;
+    size_t n, cap;
+};
+
+/* Best score first; of one score, longer halves first, then as the vocabulary has them. */
+static int by_rank(const void *pa, const void *pb)
+{
+    const struct pair *a = pa, *b = pb;
+    if (a->score != b->score)
+        return a->score > b->score ? -1 : 1;
+    for (int i = 0; i < 2; i++)
+        if (a->chars[i] != b->chars[i])
+            return a->chars[i] > b->chars[i] ? -1 : 1;
+    if (a->id != b->id)
+        return a->id < b->id ? -1 : 1;
+    if (a->left != b->left)
+        return a->left < b->left ? -1 : 1;
+    return (a->right > b->right) - (a->right < b->right);
+}
+
+static bool can_merge(const struct piece *p)
+{
+    return p->type == PIECE_NORMAL || p->type == PIECE_UNUSED;
+}
+
+static size_t count_chars(const char *s, size_t len)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < len; i++)
+        n += ((unsigned char)s[i] & 0xc0) != 0x80;
+    return n;
+}
+
+static int add_pair(struct pairs *ps, struct pair p, struct err *err)
+{
+    if (ps->n == ps->cap) {
+        size_t cap = ps->cap ? 2 * ps->cap : 4096;
+        struct pair *list = realloc(ps->list, cap * sizeof *list);
+        if (list == NULL)
+            return err_nomem(err);
+        ps->list = list;
+        ps->cap = cap;
+    }
+    ps->list[ps->n++] = p;
+    return ERR_OK;
+}
+
+/* All ways to make piece `id` of two others. */
+static int find_halves(const struct vocab *v, const struct tok_map *map, size_t id,
+                       struct pairs *ps, struct err *err)
+{
+    const struct piece *p = &v->pieces[id];
+    int rc = ERR_OK;
+    for (size_t at = 1; at < p->len && rc == ERR_OK; at++) {
+        if (((unsigned char)p->s[at] & 0xc0) == 0x80)
+            continue;
+        int left = tok_map_get(map, p->s, at);
+        int right = left < 0 ? -1 : tok_map_get(map, p->s + at, p->len - at);
+        if (right < 0 || !can_merge(&v->pieces[left]) || !can_merge(&v->pieces[right]))
+            continue;
+        rc = add_pair(ps, (struct pair){ .score = p->score, .id = (uint32_t)id,
+                                         .left = (uint32_t)left, .right = (uint32_t)right,
+                                         .chars = { (uint16_t)count_chars(p->s, at),
+                                                    (uint16_t)count_chars(p->s + at, p->len - at) } },
+                      err);
+    }
+    return rc;
+}
+
+static int make_merges(const struct vocab *v, const struct tok_map *map, json_t *ret,
+                       struct err *err)
+{
+    struct pairs ps = { 0 };
+    int rc = ERR_OK;
+    for (size_t i = 0; i < v->n && rc == ERR_OK; i++)
+        if (can_merge(&v->pieces[i]))
+            rc = find_halves(v, map, i, &ps, err);
+    if (ps.n > 1)
+        qsort(ps.list, ps.n, sizeof *ps.list, by_rank);
+    for (size_t i = 0; i < ps.n && rc == ERR_OK; i++) {
+        const struct piece *l = &v->pieces[ps.list[i].left], *r = &v->pieces[ps.list[i].right];
+        if (json_array_append_new(ret, json_pack("[o, o]", text_of(l), text_of(r))) != 0)
+            rc = err_nomem(err);
+    }
+    free(ps.list);
+    return rc;
+}
+
+/* --- SentencePiece: the rest ---------------------------------------------------------------- */
+
+static void append(json_t *array, json_t *v) { json_array_append_new(array, v); }
+
+static json_t *replacing(const char *kind, const char *pattern, const char *content)
+{
+    return json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern", kind, pattern, "content",
+                     content);
+}
+
+static json_t *spm_normalizer(const struct vocab *v)
+{
+    json_t *steps = json_array();
+    if (v->squeeze_spaces) {
+        append(steps, replacing("Regex", "^ +| +$", ""));
+        append(steps, replacing("Regex", " {2,}", " "));
+    }
+    if (v->prefix_space && !v->prefix_once)
+        append(steps, json_pack("{s:s, s:s}", "type", "Prepend", "prepend", SPACE_MARK));
+    if (!v->prefix_once)
+        append(steps, replacing("String", " ", SPACE_MARK));
+    if (json_array_size(steps) > 0)
+        return json_pack("{s:s, s:o}", "type", "Sequence", "normalizers", steps);
+    json_decref(steps);
+    return json_null();
+}
+
+static json_t *spm_pre(const struct vocab *v)
+{
+    if (!v->prefix_once)
+        return json_null();
+    return json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", SPACE_MARK,
+                     "prepend_scheme", v->prefix_space ? "first" : "never", "split", 0);
+}
+
+static json_t *spm_decoder(const struct vocab *v)
+{
+    json_t *steps = json_array();
+    append(steps, replacing("String", SPACE_MARK, " "));
+    append(steps, json_pack("{s:s}", "type", "ByteFallback"));
+    append(steps, json_pack("{s:s}", "type", "Fuse"));
+    if (v->prefix_space)
+        append(steps, json_pack("{s:s, s:s, s:i, s:i}", "type", "Strip", "content", " ", "start", 1,
+                                "stop", 0));
+    return json_pack("{s:s, s:o}", "type", "Sequence", "decoders", steps);
+}
+
+static bool has_bytes(const struct vocab *v)
+{
+    for (size_t i = 0; i < v->n; i++)
+        if (v->pieces[i].type == PIECE_BYTE)
+            return true;
+    return false;
+}
+
+int tok_make_spm(const struct vocab *v, char **ret, struct err *err)
+{
+    struct tok_map map = { 0 };
+    struct tok_str *str = NULL;
+    json_t *vocab = NULL, *added = NULL, *merges = json_array();
+    int rc = check_pieces(v, &map, &str, err);
+    if (rc == ERR_OK)
+        rc = make_vocab(v, true, &vocab, &added, err);
+    if (rc == ERR_OK)
+        rc = make_merges(v, &map, merges, err);
+    free(map.slot);
+    free(str);
+    if (rc != ERR_OK) {
+        json_decref(vocab);
+        json_decref(added);
+        json_decref(merges);
+        return rc;
+    }
+    json_t *unk = v->unk >= 0 ? text_of(&v->pieces[v->unk]) : json_null();
+    json_t *model = json_pack("{s:s, s:n, s:o, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE",
+                              "dropout", "unk_token", unk, "continuing_subword_prefix",
+                              "end_of_word_suffix", "fuse_unk", 1, "byte_fallback", has_bytes(v),
+                              "ignore_merges", 0, "vocab", vocab, "merges", merges);
+    return make_text(v, added, spm_normalizer(v), spm_pre(v), spm_decoder(v), model, ret, err);
+}
+
+/* --- byte-level -------------------------------------------------------------------------------- */
+
+/* How words are cut.  Llama 3 and Qwen 2 differ in how many digits stay together. */
+#define CUT(digits)                                                                              \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits                         \
+    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+
+static const struct cutting {
+    const char *name;
+    const char *regex;   /* NULL: GPT-2's, which ByteLevel has built in */
+    bool digits;         /* each digit on its own first */
+    bool nfc;
+    bool whole_words;    /* a word that is a token is not cut further */
+    bool bos;
+} cuttings[] = {
+    { "gpt-2", NULL, false, false, false, false },
+    { "smollm", NULL, true, false, false, false },
+    { "llama-bpe", CUT("\\p{N}{1,3}"), false, false, true, true },
+    { "llama3", CUT("\\p{N}{1,3}"), false, false, true, true },
+    { "llama-v3", CUT("\\p{N}{1,3}"), false, false, true, true },
+    { "qwen2", CUT("\\p{N}"), false, true, false, false },
+};
+
+static const struct cutting *find_cutting(const char *name)
+{
+    for (size_t i = 0; i < sizeof cuttings / sizeof cuttings[0]; i++)
+        if (strcmp(cuttings[i].name, name) == 0)
+            return &cuttings[i];
+    return NULL;
+}
+
+bool tok_make_adds_bos(const char *pre)
+{
+    const struct cutting *c = find_cutting(pre);
+    return c != NULL && c->bos;
+}
+
+static json_t *byte_level(bool regex)
+{
+    return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0,
+                     "trim_offsets", 1, "use_regex", regex);
+}
+
+static json_t *bytelevel_pre(const struct cutting *c)
+{
+    json_t *steps = json_array();
+    if (c->digits)
+        append(steps, json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1));
+    if (c->regex != NULL)
+        append(steps, json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex",
+                                c->regex, "behavior", "Isolated", "invert", 0));
+    append(steps, byte_level(c->regex == NULL));
+    return json_pack("{s:s, s:o}", "type", "Sequence", "pretokenizers", steps);
+}
+
+static int copy_merges(const struct vocab *v, json_t *ret, struct err *err)
+{
+    for (size_t i = 0; i < v->nmerges; i++) {
+        json_t *m = json_stringn(v->merges[i].s, v->merges[i].len);
+        if (m == NULL || v->merges[i].len > 2 * PIECE_MAX_BYTES)
+            return err_set(err, ERR_INVALID, "tokenizer: merge %zu is not UTF-8 or too long", i);
+        if (json_array_append_new(ret, m) != 0)
+            return err_nomem(err);
+    }
+    return ERR_OK;
+}
+
+int tok_make_bytelevel(const struct vocab *v, const char *pre, char **ret, struct err *err)
+{
+    const struct cutting *c = find_cutting(pre);
+    if (c == NULL)
+        return err_set(err, ERR_INVALID,
+                       "the tokenizer cuts words by rule \"%.60s\", which is not known; gpt-2, "
+                       "smollm, llama-bpe and qwen2 are", pre);
+    struct tok_map map = { 0 };
+    struct tok_str *str = NULL;
+    json_t *vocab = NULL, *added = NULL, *merges = json_array();
+    int rc = check_pieces(v, &map, &str, err);
+    if (rc == ERR_OK)
+        rc = make_vocab(v, false, &vocab, &added, err);
+    if (rc == ERR_OK)
+        rc = copy_merges(v, merges, err);
+    free(map.slot);
+    free(str);
+    if (rc != ERR_OK) {
+        json_decref(vocab);
+        json_decref(added);
+        json_decref(merges);
+        return rc;
+    }
+    json_t *normalizer = c->nfc ? json_pack("{s:s}", "type", "NFC") : json_null();
+    json_t *model = json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE",
+                              "dropout", "unk_token", "continuing_subword_prefix",
+                              "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
+                              "ignore_merges", c->whole_words, "vocab", vocab, "merges", merges);
+    return make_text(v, added, normalizer, bytelevel_pre(c), byte_level(true), model, ret, err);
+}
+
+int tok_make_config(const struct vocab *v, char **ret, struct err *err)
+{
+    json_t *o = json_object();
+    if (v->bos >= 0)
+        json_object_set_new(o, "bos_token", text_of(&v->pieces[v->bos]));
+    if (v->eos >= 0)
+        json_object_set_new(o, "eos_token", text_of(&v->pieces[v->eos]));
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    json_decref(o);
+    if (text == NULL)
+        return err_nomem(err);
+    *ret = text;
+    return ERR_OK;
+}
