@@ -119,12 +119,19 @@ static int char_id(const struct tokenizer *t, const char *s, int n)
     return tok_map_get(&t->vocab, s, (size_t)n);
 }
 
-static bool bytes_known(const struct tokenizer *t, const char *s, int n)
+bool tok_bytes_known(const struct tokenizer *t, const char *s, size_t n)
 {
-    for (int i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++)
         if (t->bytes[(unsigned char)s[i]] < 0)
             return false;
     return true;
+}
+
+int tok_lacks_unknown(struct err *err)
+{
+    return err_set(err, ERR_INVALID,
+                   "the text has a character that the tokenizer lacks, and its unknown token is "
+                   "not in its vocabulary");
 }
 
 /* An unknown character: its bytes, or the unknown token, or (without one) nothing.  *pending: an
@@ -133,7 +140,7 @@ static int add_unknown(struct tok_call *c, const char *s, int n, bool *pending)
 {
     const struct tokenizer *t = c->t;
     int rc = ERR_OK;
-    if (t->byte_fallback && bytes_known(t, s, n)) {
+    if (t->byte_fallback && tok_bytes_known(t, s, (size_t)n)) {
         for (int i = 0; rc == ERR_OK && i < n; i++)
             rc = add_symbol(c, t->bytes[(unsigned char)s[i]]);
         return rc;
@@ -141,10 +148,7 @@ static int add_unknown(struct tok_call *c, const char *s, int n, bool *pending)
     if (!t->has_unk)
         return ERR_OK;
     if (t->unk < 0)
-        return err_set(
-            c->err, ERR_INVALID,
-            "the text has a character that the tokenizer lacks, and its unknown token is "
-            "not in its vocabulary");
+        return tok_lacks_unknown(c->err);
     if (*pending && !t->fuse_unk)
         rc = add_symbol(c, t->unk);
     *pending = true;
@@ -224,13 +228,19 @@ static int merge_all(struct tok_call *c)
     return rc;
 }
 
+int tok_check_limit(struct tok_call *c, size_t len)
+{
+    if (!c->t->shrinks && len / c->t->max_token > c->limit - c->out->n)
+        return err_set(c->err, ERR_TOO_LARGE, "the text has more tokens than are allowed here");
+    return ERR_OK;
+}
+
 /* A piece that no merge leaves, without looking in the cache. */
 static int merge_piece(struct tok_call *c, const char *s, size_t len)
 {
-    /* hopeless texts are refused before they are merged */
-    if (!c->t->shrinks && len / c->t->max_token > c->limit - c->out->n)
-        return err_set(c->err, ERR_TOO_LARGE, "the text has more tokens than are allowed here");
-    int rc = add_symbols(c, s, len);
+    int rc = tok_check_limit(c, len);
+    if (rc == ERR_OK)
+        rc = add_symbols(c, s, len);
     if (rc == ERR_OK)
         rc = merge_all(c);
     for (size_t i = 0; rc == ERR_OK && i < c->nsym; i++)
@@ -239,10 +249,10 @@ static int merge_piece(struct tok_call *c, const char *s, size_t len)
     return rc;
 }
 
-static int cached_piece(struct tok_call *c, const char *s, size_t len)
+int tok_cached(struct tok_call *c, const char *s, size_t len, tok_word_fn fn)
 {
     if (len > TOK_CACHED)
-        return merge_piece(c, s, len);
+        return fn(c, s, len);
     struct tok_cached *e = &c->cache[tok_hash(s, len) & c->cache_mask];
     int rc = ERR_OK;
     if (e->len == len && memcmp(e->word, s, len) == 0) {
@@ -251,7 +261,7 @@ static int cached_piece(struct tok_call *c, const char *s, size_t len)
         return rc;
     }
     size_t at = c->out->n;
-    rc = merge_piece(c, s, len);
+    rc = fn(c, s, len);
     *e = (struct tok_cached){ .at = at, .n = (uint32_t)(c->out->n - at), .len = (uint8_t)len };
     memcpy(e->word, s, len);
     return rc;
@@ -297,24 +307,24 @@ int tok_bpe(struct tok_call *c, const char *s, size_t len)
             return code != ERR_OK ? code : tok_push_id(c, id);
     }
     if (t->raw_bytes && len <= TOK_CACHED)
-        return cached_piece(c, s, len);
+        return tok_cached(c, s, len, merge_piece);
     int rc = ERR_OK, n = char_len(t, s, len);
     size_t from = 0;
     for (size_t i = 0; rc == ERR_OK && i + (size_t)n < len;) {
         size_t next = i + (size_t)n;
         int m = char_len(t, s + next, len - next);
         if (!crossed(t, s + i, n, s + next, m)) {
-            rc = cached_piece(c, s + from, next - from);
+            rc = tok_cached(c, s + from, next - from, merge_piece);
             from = next;
         }
         i = next;
         n = m;
     }
-    return rc == ERR_OK ? cached_piece(c, s + from, len - from) : rc;
+    return rc == ERR_OK ? tok_cached(c, s + from, len - from, merge_piece) : rc;
 }
 
 /* --- tables ------------------------------------------------------------------------------ */
-static void prepare_chars(struct tokenizer *t)
+void tok_chars_prepare(struct tokenizer *t)
 {
     for (int b = 0; b < 256; b++) {
         char s[8];
@@ -376,7 +386,7 @@ static void prepare_cross(struct tokenizer *t, const struct tok_pair *m)
 
 int tok_bpe_prepare(struct tokenizer *t, struct err *err)
 {
-    prepare_chars(t);
+    tok_chars_prepare(t);
     prepare_cross_unknown(t);
     size_t n = 0;
     for (uint64_t i = 0; i <= t->merges.mask; i++)

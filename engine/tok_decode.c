@@ -15,7 +15,7 @@ struct stage {
     const struct tok_decoder *d;
     struct buf part; /* a token that has not ended */
     struct buf held; /* bytes that are not text yet */
-    bool started;    /* METASPACE: the first token has passed */
+    bool started;    /* METASPACE: the first token has passed; SUFFIX: there is a held token */
     bool whole;      /* comes after the tokens were joined */
     size_t to_skip;  /* STRIP: characters that may still be cut at the start */
     size_t pending;  /* STRIP: characters held back at the end */
@@ -24,6 +24,7 @@ struct stage {
 struct tok_stream {
     const struct tokenizer *t;
     bool skip_special, continues;
+    bool piece; /* one token from the middle of a text */
     struct tok_match *match;
     struct buf *out; /* of the call in progress */
     bool any;        /* a token was written: without a decoder the next one follows a space */
@@ -163,6 +164,35 @@ static int push_metaspace(struct tok_stream *s, size_t i, const char *data, size
     return rc == ERR_OK ? push(s, i + 1, data + done, len - done, true) : rc;
 }
 
+/* BPEDecoder: the suffix is a space, but nothing in the last token.  So a token waits in `held`
+ * for the next one. */
+static int push_suffixed(struct tok_stream *s, size_t i, const char *with)
+{
+    struct stage *st = &s->stage[i];
+    if (!st->started)
+        return ERR_OK;
+    struct tok_scan scan = { .p = &st->d->pattern, .text = st->held.data, .len = st->held.len };
+    size_t done = 0, start, end;
+    int rc = ERR_OK;
+    while (rc == ERR_OK && tok_scan_next(&scan, &start, &end, NULL) > 0) {
+        rc = push(s, i + 1, st->held.data + done, start - done, false);
+        if (rc == ERR_OK)
+            rc = push(s, i + 1, with, strlen(with), false);
+        done = end;
+    }
+    if (rc == ERR_OK)
+        rc = push(s, i + 1, st->held.data + done, st->held.len - done, true);
+    st->held.len = 0;
+    return rc;
+}
+
+static int hold_suffixed(struct tok_stream *s, size_t i, const char *data, size_t len)
+{
+    int rc = push_suffixed(s, i, " ");
+    s->stage[i].started = true;
+    return rc == ERR_OK ? add(&s->stage[i].held, data, len) : rc;
+}
+
 static int push_pending(struct tok_stream *s, size_t i, size_t n)
 {
     const struct tok_decoder *d = s->stage[i].d;
@@ -230,6 +260,8 @@ static int run_stage(struct tok_stream *s, size_t i, const char *data, size_t le
         return push_replaced(s, i, data, len);
     case DEC_METASPACE:
         return push_metaspace(s, i, data, len);
+    case DEC_SUFFIX:
+        return hold_suffixed(s, i, data, len);
     case DEC_FUSE:
     case DEC_STRIP:
         break; /* these take fragments */
@@ -265,6 +297,8 @@ static int finish(struct tok_stream *s)
             rc = end_byte_run(s, i);
         if (s->stage[i].d->kind == DEC_BYTES)
             rc = push_bytes(s, i, true);
+        if (s->stage[i].d->kind == DEC_SUFFIX)
+            rc = push_suffixed(s, i, s->piece ? " " : "");
         if (rc == ERR_OK && (s->stage[i].d->kind == DEC_BYTES || s->stage[i].d->kind == DEC_FUSE))
             rc = push(s, i + 1, "", 0, true);
     }
@@ -384,6 +418,7 @@ int tokenizer_piece(const struct tokenizer *t, int id, struct buf *ret)
     int rc = tok_stream_open(t, false, true, &s, NULL);
     if (rc != ERR_OK || s == NULL)
         return rc;
+    s->piece = true;
     rc = tok_stream_add(s, id, ret);
     if (rc == ERR_OK)
         rc = tok_stream_end(s, ret);

@@ -1,4 +1,4 @@
-/* tok_json.c - tokenizer.json -> tables.
+/* tok_json.c - tokenizer.json -> tables: the file as a whole, added tokens, post-processor.
  *
  * What is in the file is used as the reference uses it, or the file is refused with a sentence
  * that names it.  The two exceptions are `truncation` and `padding`, which are about making
@@ -53,268 +53,6 @@ int tok_get_text(const json_t *o, const char *where, const char *key, char **ret
         return err_nomem(err);
     memcpy(*ret, json_string_value(v), *ret_len + 1);
     return ERR_OK;
-}
-
-/* Options of the model that would change the result and are not supported must be off. */
-static int must_be_empty(const json_t *model, const char *key, struct err *err)
-{
-    const json_t *v = json_object_get(model, key);
-    if (v == NULL || json_is_null(v) || (json_is_string(v) && json_string_length(v) == 0))
-        return ERR_OK;
-    return tok_bad(err, "the model's \"%s\" is not supported", key);
-}
-
-/* --- vocabulary -------------------------------------------------------------------------- */
-static int check_id(const json_t *v, const char *token, int *ret, struct err *err)
-{
-    if (!json_is_integer(v))
-        return tok_bad(err, "the id of token \"%.60s\" is not a number", token);
-    json_int_t id = json_integer_value(v);
-    if (id < 0 || id > TOK_MAX_ID)
-        return tok_bad(err, "token \"%.60s\" has id %lld, ids are 0 to %d", token, (long long)id,
-                       TOK_MAX_ID);
-    *ret = (int)id;
-    return ERR_OK;
-}
-
-/* Sizes of the tables: ids, and bytes of all strings. */
-static int measure(struct tokenizer *t, json_t *vocab, const json_t *added, size_t *ret_bytes,
-                   struct err *err)
-{
-    const char *key;
-    json_t *value;
-    int id, rc = ERR_OK;
-    size_t bytes = 0;
-    json_object_foreach(vocab, key, value) {
-        rc = check_id(value, key, &id, err);
-        if (rc != ERR_OK)
-            return rc;
-        if (id >= t->size)
-            t->size = id + 1;
-        bytes += strlen(key) + 1;
-    }
-    for (size_t i = 0; i < json_array_size(added); i++) {
-        const json_t *o = json_array_get(added, i), *content = json_object_get(o, "content");
-        if (!json_is_string(content) || json_string_length(content) == 0)
-            return tok_bad(err, "added token %zu has no content", i);
-        rc = check_id(json_object_get(o, "id"), json_string_value(content), &id, err);
-        if (rc != ERR_OK)
-            return rc;
-        if (id >= t->size)
-            t->size = id + 1;
-        bytes += json_string_length(content) + 1;
-    }
-    *ret_bytes = bytes;
-    return ERR_OK;
-}
-
-/* Put a string into the arena and the table; an id has one string. */
-static int place(struct tokenizer *t, int id, const char *s, size_t len, char **next,
-                 struct err *err)
-{
-    struct tok_str *e = &t->str[id];
-    if (e->s != NULL)
-        return tok_bad(err, "id %d belongs to \"%.60s\" and to \"%.60s\"", id, e->s, s);
-    memcpy(*next, s, len);
-    *e = (struct tok_str){ *next, (uint32_t)len };
-    *next += len + 1;
-    return ERR_OK;
-}
-
-static int read_added(struct tokenizer *t, const json_t *o, struct tok_added *a, char **next,
-                      struct err *err)
-{
-    const json_t *content = json_object_get(o, "content");
-    const char *s = json_string_value(content);
-    size_t len = json_string_length(content);
-    int rc = tok_only(o, "an added token",
-                      "id content single_word lstrip rstrip normalized special", err);
-    const struct {
-        const char *key;
-        bool *ret;
-        bool def;
-    } flags[] = {
-        { "single_word", &a->single_word, false }, { "lstrip", &a->lstrip, false },
-        { "rstrip", &a->rstrip, false },           { "special", &a->special, false },
-        { "normalized", &a->normalized, true },
-    };
-    for (size_t i = 0; rc == ERR_OK && i < sizeof flags / sizeof flags[0]; i++)
-        rc = tok_get_bool(o, s, flags[i].key, flags[i].def, flags[i].ret, err);
-    if (rc != ERR_OK)
-        return rc;
-    a->id = (int)json_integer_value(json_object_get(o, "id"));
-    int known = tok_map_get(&t->vocab, s, len);
-    if (known >= 0 && known != a->id)
-        return tok_bad(err, "added token \"%.60s\" has id %d, the vocabulary says %d", s, a->id,
-                       known);
-    if (t->flags[a->id] & TOK_ADDED)
-        return tok_bad(err, "two added tokens have id %d", a->id);
-    if (known < 0)
-        rc = place(t, a->id, s, len, next, err);
-    a->content = t->str[a->id];
-    t->flags[a->id] |= (uint8_t)(TOK_ADDED | (a->special ? TOK_SPECIAL : 0));
-    return rc;
-}
-
-static int read_vocab(struct tokenizer *t, json_t *vocab, const json_t *added, struct err *err)
-{
-    if (!json_is_object(vocab) || json_object_size(vocab) == 0)
-        return tok_bad(err, "the model has no vocabulary");
-    if (added != NULL && !json_is_array(added))
-        return tok_bad(err, "added_tokens is not a list");
-    size_t bytes = 0;
-    int rc = measure(t, vocab, added, &bytes, err);
-    if (rc != ERR_OK)
-        return rc;
-    t->str = calloc((size_t)t->size + 1, sizeof *t->str);
-    t->flags = calloc((size_t)t->size + 1, 1);
-    t->arena = calloc(bytes + 1, 1);
-    t->added = calloc(json_array_size(added) + 1, sizeof *t->added);
-    if (t->str == NULL || t->flags == NULL || t->arena == NULL || t->added == NULL)
-        return err_nomem(err);
-    rc = tok_map_init(&t->vocab, json_object_size(vocab), t->str, err);
-    char *next = t->arena;
-    const char *key;
-    json_t *value;
-    json_object_foreach(vocab, key, value) {
-        int id = (int)json_integer_value(value);
-        size_t len = strlen(key);
-        if (rc == ERR_OK)
-            rc = place(t, id, key, len, &next, err);
-        if (rc != ERR_OK)
-            return rc;
-        tok_map_add(&t->vocab, (uint32_t)id);
-        if (len > t->max_token)
-            t->max_token = len;
-    }
-    for (size_t i = 0; rc == ERR_OK && i < json_array_size(added); i++)
-        rc = read_added(t, json_array_get(added, i), &t->added[t->nadded++], &next, err);
-    if (t->max_token == 0)
-        t->max_token = 1;
-    return rc;
-}
-
-/* --- merges ------------------------------------------------------------------------------ */
-/* The two halves of a merge: "a b" or ["a", "b"]. */
-static bool halves(const json_t *m, struct tok_str ret[2])
-{
-    if (json_is_array(m) && json_array_size(m) == 2) {
-        for (size_t i = 0; i < 2; i++) {
-            const json_t *s = json_array_get(m, i);
-            if (!json_is_string(s))
-                return false;
-            ret[i] = (struct tok_str){ json_string_value(s), (uint32_t)json_string_length(s) };
-        }
-        return ret[0].len > 0 && ret[1].len > 0;
-    }
-    if (!json_is_string(m))
-        return false;
-    const char *s = json_string_value(m), *end = s + json_string_length(m);
-    const char *space = memchr(s, ' ', (size_t)(end - s));
-    if (space == NULL || memchr(space + 1, ' ', (size_t)(end - space - 1)) != NULL)
-        return false;
-    ret[0] = (struct tok_str){ s, (uint32_t)(space - s) };
-    ret[1] = (struct tok_str){ space + 1, (uint32_t)(end - space - 1) };
-    return ret[0].len > 0 && ret[1].len > 0;
-}
-
-static int read_merge(struct tokenizer *t, const json_t *m, uint32_t rank, struct err *err)
-{
-    struct tok_str half[2];
-    if (!halves(m, half))
-        return tok_bad(err, "merge %u is not a pair of tokens", (unsigned)rank);
-    int id[2];
-    for (int i = 0; i < 2; i++) {
-        id[i] = tok_map_get(&t->vocab, half[i].s, half[i].len);
-        if (id[i] < 0)
-            return tok_bad(err, "merge %u names \"%.*s\", which the vocabulary lacks",
-                           (unsigned)rank, half[i].len > 60 ? 60 : (int)half[i].len, half[i].s);
-    }
-    /* the result is looked up before anything is allocated for it: no token is longer */
-    char joined[256];
-    size_t len = (size_t)half[0].len + half[1].len;
-    int whole = -1;
-    if (len <= t->max_token) {
-        char *p = len > sizeof joined ? malloc(len) : joined;
-        if (p == NULL)
-            return err_nomem(err);
-        memcpy(p, half[0].s, half[0].len);
-        memcpy(p + half[0].len, half[1].s, half[1].len);
-        whole = tok_map_get(&t->vocab, p, len);
-        if (p != joined)
-            free(p);
-    }
-    if (whole < 0)
-        return tok_bad(err, "merge %u makes \"%.*s%.*s\", which the vocabulary lacks",
-                       (unsigned)rank, half[0].len > 60 ? 60 : (int)half[0].len, half[0].s,
-                       half[1].len > 60 ? 60 : (int)half[1].len, half[1].s);
-    tok_pairs_set(&t->merges, id[0], id[1], rank, whole);
-    return ERR_OK;
-}
-
-static int read_merges(struct tokenizer *t, const json_t *merges, struct err *err)
-{
-    if (!json_is_array(merges) || json_array_size(merges) > 4 * ((size_t)TOK_MAX_ID + 1))
-        return tok_bad(err, "the model has no list of merges");
-    size_t n = json_array_size(merges);
-    int rc = tok_pairs_init(&t->merges, n, err);
-    uint32_t rank = 0;
-    for (size_t i = 0; rc == ERR_OK && i < n; i++) {
-        const json_t *m = json_array_get(merges, i);
-        if (json_is_string(m) && strncmp(json_string_value(m), "#version", 8) == 0)
-            continue; /* the first line of a merges.txt */
-        rc = read_merge(t, m, rank++, err);
-    }
-    return rc;
-}
-
-/* --- model ------------------------------------------------------------------------------- */
-static int read_unknown(struct tokenizer *t, const json_t *model, struct err *err)
-{
-    const json_t *unk = json_object_get(model, "unk_token");
-    t->unk = -1;
-    if (unk == NULL || json_is_null(unk))
-        return ERR_OK;
-    if (!json_is_string(unk))
-        return tok_bad(err, "unk_token is not a text");
-    t->has_unk = true;
-    t->unk = tok_map_get(&t->vocab, json_string_value(unk), json_string_length(unk));
-    return ERR_OK;
-}
-
-static int read_model(struct tokenizer *t, const json_t *model, const json_t *added,
-                      struct err *err)
-{
-    if (!json_is_object(model))
-        return tok_bad(err, "there is no model");
-    const json_t *type = json_object_get(model, "type");
-    if (type != NULL ? !json_is_string(type) || strcmp(json_string_value(type), "BPE") != 0
-                     : json_object_get(model, "merges") == NULL)
-        return tok_bad(err, "the model \"%.60s\" is not supported, BPE is",
-                       json_is_string(type) ? json_string_value(type) : "(no type)");
-    int rc = tok_only(model, "the model",
-                      "type dropout unk_token continuing_subword_prefix end_of_word_suffix "
-                      "fuse_unk byte_fallback ignore_merges vocab merges",
-                      err);
-    const json_t *dropout = json_object_get(model, "dropout");
-    if (rc == ERR_OK && dropout != NULL && !json_is_null(dropout) &&
-        !(json_is_number(dropout) && json_number_value(dropout) == 0))
-        rc = tok_bad(err, "the model's \"dropout\" is not supported");
-    if (rc == ERR_OK)
-        rc = must_be_empty(model, "continuing_subword_prefix", err);
-    if (rc == ERR_OK)
-        rc = must_be_empty(model, "end_of_word_suffix", err);
-    if (rc == ERR_OK)
-        rc = tok_get_bool(model, "the model", "fuse_unk", false, &t->fuse_unk, err);
-    if (rc == ERR_OK)
-        rc = tok_get_bool(model, "the model", "byte_fallback", false, &t->byte_fallback, err);
-    if (rc == ERR_OK)
-        rc = tok_get_bool(model, "the model", "ignore_merges", false, &t->ignore_merges, err);
-    if (rc == ERR_OK)
-        rc = read_vocab(t, json_object_get(model, "vocab"), added, err);
-    if (rc == ERR_OK)
-        rc = read_unknown(t, model, err);
-    return rc == ERR_OK ? read_merges(t, json_object_get(model, "merges"), err) : rc;
 }
 
 /* --- added tokens, second part ----------------------------------------------------------- */
@@ -411,6 +149,35 @@ static int read_template(struct around *p, const json_t *o, struct err *err)
     return rc;
 }
 
+/* "cls" or "sep": ["token", id]. */
+static int pair_id(struct around *p, const json_t *o, const char *type, const char *key,
+                   int32_t *ret, struct err *err)
+{
+    const json_t *pair = json_object_get(o, key), *v = json_array_get(pair, 1);
+    json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;
+    if (json_array_size(pair) != 2 || !json_is_string(json_array_get(pair, 0)))
+        return tok_bad(err, "%s needs \"%s\", a token and its id", type, key);
+    if (id < 0 || id >= p->t->size || p->t->str[id].s == NULL)
+        return tok_bad(err, "\"%s\" of %s has an id that is no token", key, type);
+    *ret = (int32_t)id;
+    return ERR_OK;
+}
+
+/* RoBERTa's and BERT's: cls, the text, sep.  The other two options are about offsets. */
+static int read_pair(struct around *p, const json_t *o, const char *type, struct err *err)
+{
+    int rc = tok_only(o, type, type[0] == 'R' ? "type sep cls trim_offsets add_prefix_space"
+                                              : "type sep cls", err);
+    if (p->t->nprefix + p->t->nsuffix > 0)
+        return tok_bad(err, "more than one template adds tokens");
+    if (rc == ERR_OK)
+        rc = pair_id(p, o, type, "cls", &p->prefix[0], err);
+    if (rc == ERR_OK)
+        rc = pair_id(p, o, type, "sep", &p->suffix[0], err);
+    p->t->nprefix = p->t->nsuffix = 1;
+    return rc;
+}
+
 static int read_post(struct around *p, const json_t *o, int depth, struct err *err)
 {
     const char *type = json_string_value(json_object_get(o, "type"));
@@ -418,6 +185,8 @@ static int read_post(struct around *p, const json_t *o, int depth, struct err *e
         return tok_bad(err, "the post_processor has no type");
     if (strcmp(type, "TemplateProcessing") == 0)
         return read_template(p, o, err);
+    if (strcmp(type, "RobertaProcessing") == 0 || strcmp(type, "BertProcessing") == 0)
+        return read_pair(p, o, type, err);
     if (strcmp(type, "ByteLevel") == 0) /* about offsets, which we do not have */
         return tok_only(o, type, "type add_prefix_space trim_offsets use_regex", err);
     if (strcmp(type, "Sequence") != 0 || depth == 8)
@@ -460,8 +229,8 @@ static int read_all(struct tokenizer *t, const json_t *root, struct err *err)
         !(json_is_string(version) && strcmp(json_string_value(version), "1.0") == 0))
         rc = tok_bad(err, "the version is not \"1.0\"");
     if (rc == ERR_OK)
-        rc = read_model(t, json_object_get(root, "model"), json_object_get(root, "added_tokens"),
-                        err);
+        rc = tok_read_model(t, json_object_get(root, "model"),
+                            json_object_get(root, "added_tokens"), err);
     if (rc == ERR_OK)
         rc = tok_read_normalizer(t, json_object_get(root, "normalizer"), err);
     if (rc == ERR_OK)
@@ -472,8 +241,11 @@ static int read_all(struct tokenizer *t, const json_t *root, struct err *err)
         rc = read_post_processor(t, json_object_get(root, "post_processor"), err);
     if (rc != ERR_OK)
         return rc;
-    t->raw_bytes = t->npre > 0 && t->pre[t->npre - 1].kind == PRE_BYTES && !t->byte_fallback;
-    rc = tok_bpe_prepare(t, err);
+    t->raw_bytes = t->model == TOK_BPE && t->npre > 0 &&
+                   t->pre[t->npre - 1].kind == PRE_BYTES && !t->byte_fallback;
+    rc = t->model == TOK_BPE       ? tok_bpe_prepare(t, err)
+         : t->model == TOK_UNIGRAM ? tok_unigram_prepare(t, err)
+                                   : ERR_OK;
     return rc == ERR_OK ? prepare_added(t, err) : rc;
 }
 

@@ -4,6 +4,7 @@
  * Every type and every key is in here or is refused by name. */
 #include "engine/tokenizer_int.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +12,8 @@
 #define GPT2_PATTERN                                                                               \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+|"              \
     "\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+"
+
+#define PUNCTUATION "[\\p{P}$+<=>^`|~]"
 
 typedef int (*step_fn)(struct tokenizer *t, const json_t *o, const char *type, struct err *err);
 
@@ -78,6 +81,52 @@ static int one_char(const char *s, size_t len, const char *where, struct err *er
 }
 
 /* --- normaliser -------------------------------------------------------------------------- */
+static int read_charsmap(struct tok_norm *st, const json_t *o, struct err *err)
+{
+    const json_t *map = json_object_get(o, "precompiled_charsmap");
+    st->kind = NORM_CHARSMAP;
+    int rc = tok_only(o, "Precompiled", "type precompiled_charsmap", err);
+    if (rc == ERR_OK && !json_is_string(map))
+        rc = tok_bad(err, "Precompiled needs a text \"precompiled_charsmap\"");
+    return rc == ERR_OK
+               ? tok_charsmap_read(st, json_string_value(map), json_string_length(map), err)
+               : rc;
+}
+
+/* Up to five steps. */
+static int read_bert(struct tokenizer *t, const json_t *o, struct err *err)
+{
+    bool clean, chinese, lower, accents;
+    int rc = tok_only(o, "BertNormalizer",
+                      "type clean_text handle_chinese_chars strip_accents lowercase", err);
+    if (rc == ERR_OK)
+        rc = tok_get_bool(o, "BertNormalizer", "clean_text", true, &clean, err);
+    if (rc == ERR_OK)
+        rc = tok_get_bool(o, "BertNormalizer", "handle_chinese_chars", true, &chinese, err);
+    if (rc == ERR_OK)
+        rc = tok_get_bool(o, "BertNormalizer", "lowercase", true, &lower, err);
+    if (rc == ERR_OK)
+        rc = tok_get_bool(o, "BertNormalizer", "strip_accents", lower, &accents, err);
+    if (rc != ERR_OK)
+        return rc;
+    const struct {
+        bool on;
+        struct tok_norm step;
+    } steps[] = { { clean, { .kind = NORM_CLEAN } },
+                  { chinese, { .kind = NORM_CHINESE } },
+                  { accents, { .kind = NORM_UNICODE } },
+                  { accents, { .kind = NORM_STRIP_ACCENTS, .only_mn = true } },
+                  { lower, { .kind = NORM_LOWERCASE } } };
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        if (!steps[i].on)
+            continue;
+        if (t->nnorm == TOK_MAX_STEPS)
+            return too_many("the normalizer", err);
+        t->norm[t->nnorm++] = steps[i].step;
+    }
+    return ERR_OK;
+}
+
 static int read_norm(struct tokenizer *t, const json_t *o, const char *type, struct err *err)
 {
     static const struct {
@@ -119,9 +168,23 @@ static int read_norm(struct tokenizer *t, const json_t *o, const char *type, str
             rc = tok_get_bool(o, type, "strip_left", true, &st->left, err);
         return rc != ERR_OK ? rc : tok_get_bool(o, type, "strip_right", true, &st->right, err);
     }
-    if (strcmp(type, "Lowercase") == 0 || strcmp(type, "ByteLevel") == 0) {
-        st->kind = type[0] == 'L' ? NORM_LOWERCASE : NORM_BYTES;
-        return tok_only(o, type, "type", err);
+    static const struct {
+        const char *name;
+        int kind;
+    } plain[] = { { "Lowercase", NORM_LOWERCASE },
+                  { "ByteLevel", NORM_BYTES },
+                  { "Nmt", NORM_NMT },
+                  { "StripAccents", NORM_STRIP_ACCENTS } };
+    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++)
+        if (strcmp(type, plain[i].name) == 0) {
+            *st = (struct tok_norm){ .kind = plain[i].kind };
+            return tok_only(o, type, "type", err);
+        }
+    if (strcmp(type, "Precompiled") == 0)
+        return read_charsmap(st, o, err);
+    if (strcmp(type, "BertNormalizer") == 0) {
+        t->nnorm--;
+        return read_bert(t, o, err);
     }
     return unknown("normalizer", type, err);
 }
@@ -208,6 +271,33 @@ static int read_split(struct tok_pre *st, const json_t *o, struct err *err)
     return rc == ERR_OK ? tok_get_bool(o, "Split", "invert", false, &st->invert, err) : rc;
 }
 
+static int read_delimiter(struct tok_pre *st, const json_t *o, struct err *err)
+{
+    const json_t *c = json_object_get(o, "delimiter");
+    st->behavior = REMOVED;
+    int rc = tok_only(o, "CharDelimiterSplit", "type delimiter", err);
+    if (rc == ERR_OK && !json_is_string(c))
+        rc = tok_bad(err, "CharDelimiterSplit needs a text \"delimiter\"");
+    if (rc == ERR_OK)
+        rc = one_char(json_string_value(c), json_string_length(c), "CharDelimiterSplit", err);
+    return rc == ERR_OK ? tok_pattern_literal(&st->pattern, json_string_value(c),
+                                              json_string_length(c), err)
+                        : rc;
+}
+
+static int read_fixed_length(struct tok_pre *st, const json_t *o, struct err *err)
+{
+    const json_t *v = json_object_get(o, "length");
+    json_int_t n = v == NULL ? 5 : json_is_integer(v) ? json_integer_value(v) : 0;
+    st->behavior = ISOLATED;
+    int rc = tok_only(o, "FixedLength", "type length", err);
+    if (rc == ERR_OK && (n < 1 || n > 65535))
+        rc = tok_bad(err, "FixedLength's \"length\" must be 1 to 65535");
+    char pattern[32];
+    snprintf(pattern, sizeof pattern, "(?s).{1,%d}", (int)n);
+    return rc == ERR_OK ? tok_pattern_pcre(&st->pattern, pattern, err) : rc;
+}
+
 /* Splits whose pattern the type implies. */
 static int read_fixed_split(struct tok_pre *st, const json_t *o, const char *type, struct err *err)
 {
@@ -240,9 +330,28 @@ static int read_fixed_split(struct tok_pre *st, const json_t *o, const char *typ
         rc = tok_only(o, type, "type behavior", err);
         if (rc == ERR_OK && json_object_get(o, "behavior") != NULL)
             rc = read_behavior(o, type, &st->behavior, err);
-        return rc != ERR_OK ? rc : tok_pattern_pcre(&st->pattern, "[\\p{P}$+<=>^`|~]", err);
+        return rc != ERR_OK ? rc : tok_pattern_pcre(&st->pattern, PUNCTUATION, err);
     }
+    if (strcmp(type, "CharDelimiterSplit") == 0)
+        return read_delimiter(st, o, err);
+    if (strcmp(type, "FixedLength") == 0)
+        return read_fixed_length(st, o, err);
     return unknown("pre-tokenizer", type, err);
+}
+
+/* At white space, then at punctuation. */
+static int read_bert_pre(struct tokenizer *t, struct tok_pre *st, const json_t *o, struct err *err)
+{
+    if (t->npre == TOK_MAX_STEPS)
+        return too_many("the pre-tokenizer", err);
+    st[0].behavior = REMOVED;
+    st[1].behavior = ISOLATED;
+    st[0].has_pattern = st[1].has_pattern = true;
+    t->npre++;
+    int rc = tok_only(o, "BertPreTokenizer", "type", err);
+    if (rc == ERR_OK)
+        rc = tok_pattern_pcre(&st[0].pattern, "\\p{White_Space}", err);
+    return rc == ERR_OK ? tok_pattern_pcre(&st[1].pattern, PUNCTUATION, err) : rc;
 }
 
 static int read_pre(struct tokenizer *t, const json_t *o, const char *type, struct err *err)
@@ -254,6 +363,8 @@ static int read_pre(struct tokenizer *t, const json_t *o, const char *type, stru
         return read_byte_level(st, o, err);
     if (strcmp(type, "Split") == 0)
         return read_split(st, o, err);
+    if (strcmp(type, "BertPreTokenizer") == 0)
+        return read_bert_pre(t, st, o, err);
     if (strcmp(type, "Metaspace") != 0)
         return read_fixed_split(st, o, type, err);
     st->kind = PRE_METASPACE;
@@ -306,6 +417,13 @@ static int read_dec(struct tokenizer *t, const json_t *o, const char *type, stru
         if (rc == ERR_OK)
             rc = read_count(o, "start", &st->start, err);
         return rc == ERR_OK ? read_count(o, "stop", &st->stop, err) : rc;
+    }
+    if (strcmp(type, "BPEDecoder") == 0) {
+        st->kind = DEC_SUFFIX;
+        rc = tok_only(o, type, "type suffix", err);
+        if (rc == ERR_OK)
+            rc = tok_get_text(o, type, "suffix", &st->text, &st->text_len, err);
+        return rc != ERR_OK ? rc : tok_pattern_literal(&st->pattern, st->text, st->text_len, err);
     }
     if (strcmp(type, "Metaspace") == 0) {
         enum tok_prepend prepend;

@@ -1,4 +1,4 @@
-/* tok_normalize.c - the normaliser: prepend, replace, Unicode forms, lower case, strip.
+/* tok_normalize.c - the normaliser: prepend, replace, Unicode forms, lower case, strip, clean.
  *
  * Each step reads one buffer and writes the other.  Unicode normalisation is done here with
  * utf8proc's tables but with our own canonical ordering: utf8proc sorts combining marks by
@@ -253,6 +253,78 @@ static int strip(const struct tok_norm *st, const char *s, size_t len, struct bu
     return tok_add(out, s + from, to - from, err);
 }
 
+/* Control characters go, other white space becomes a space: SentencePiece's way. */
+static int32_t nmt(int32_t c)
+{
+    if ((c >= 1 && c <= 8) || c == 0xb || (c >= 0xe && c <= 0x1f) || c == 0x7f || c == 0x8f ||
+        c == 0x9f)
+        return -1;
+    if (c == 9 || c == 10 || c == 12 || c == 13 || c == 0x1680 || (c >= 0x200b && c <= 0x200f) ||
+        c == 0x2028 || c == 0x2029 || c == 0x2581 || c == 0xfeff || c == 0xfffd)
+        return ' ';
+    return c;
+}
+
+/* The same as BERT does it. */
+static int32_t clean(int32_t c)
+{
+    if (c == 9 || c == 10 || c == 13)
+        return ' ';
+    utf8proc_category_t k = utf8proc_category(c);
+    if (c == 0xfffd || k == UTF8PROC_CATEGORY_CN || k == UTF8PROC_CATEGORY_CC ||
+        k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_CO)
+        return -1;
+    return tok_is_space((uint32_t)c) ? ' ' : c;
+}
+
+static bool is_mark(int32_t c, bool only_mn)
+{
+    utf8proc_category_t k = utf8proc_category(c);
+    return k == UTF8PROC_CATEGORY_MN ||
+           (!only_mn && (k == UTF8PROC_CATEGORY_MC || k == UTF8PROC_CATEGORY_ME));
+}
+
+/* The blocks of ideographs around which BERT puts spaces. */
+static bool is_chinese(int32_t c)
+{
+    static const int32_t blocks[][2] = { { 0x4e00, 0x9fff },   { 0x3400, 0x4dbf },
+                                         { 0x20000, 0x2a6df }, { 0x2a700, 0x2b73f },
+                                         { 0x2b740, 0x2b81f }, { 0x2b920, 0x2ceaf },
+                                         { 0xf900, 0xfaff },   { 0x2f800, 0x2fa1f } };
+    for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++)
+        if (c >= blocks[i][0] && c <= blocks[i][1])
+            return true;
+    return false;
+}
+
+/* Steps that drop a character, replace it or put spaces around it. */
+static int each_char(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
+                     bool *origin, struct err *err)
+{
+    int rc = ERR_OK;
+    for (size_t i = 0; rc == ERR_OK && i < len;) {
+        int n = tok_utf8(s + i, len - i);
+        int32_t was = (int32_t)tok_codepoint(s + i, n), c = was;
+        if (st->kind == NORM_NMT)
+            c = nmt(was);
+        else if (st->kind == NORM_CLEAN)
+            c = clean(was);
+        else if (st->kind == NORM_STRIP_ACCENTS)
+            c = is_mark(was, st->only_mn) ? -1 : was;
+        bool around = st->kind == NORM_CHINESE && is_chinese(was);
+        if (c < 0 && i == 0)
+            *origin = false;
+        if (around)
+            rc = tok_add(out, " ", 1, err);
+        if (rc == ERR_OK && c >= 0)
+            rc = c == was ? tok_add(out, s + i, (size_t)n, err) : add_codepoint(out, c, err);
+        if (rc == ERR_OK && around)
+            rc = tok_add(out, " ", 1, err);
+        i += (size_t)n;
+    }
+    return rc;
+}
+
 static int run_step(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
                     struct tok_match **mem, bool *origin, struct err *err)
 {
@@ -270,6 +342,13 @@ static int run_step(const struct tok_norm *st, const char *s, size_t len, struct
         return lowercase(s, len, out, err);
     case NORM_STRIP:
         return strip(st, s, len, out, origin, err);
+    case NORM_CHARSMAP:
+        return tok_charsmap(st, s, len, out, err);
+    case NORM_NMT:
+    case NORM_STRIP_ACCENTS:
+    case NORM_CLEAN:
+    case NORM_CHINESE:
+        return each_char(st, s, len, out, origin, err);
     case NORM_BYTES:
         for (size_t i = 0; rc == ERR_OK && i < len; i++) {
             char c[2];

@@ -56,13 +56,9 @@ static uint32_t *map_slot(const struct tok_map *m, const char *s, size_t len)
     }
 }
 
-bool tok_map_add(struct tok_map *m, uint32_t id)
+void tok_map_set(struct tok_map *m, uint32_t id)
 {
-    uint32_t *slot = map_slot(m, m->str[id].s, m->str[id].len);
-    if (*slot != 0)
-        return false;
-    *slot = id + 1;
-    return true;
+    *map_slot(m, m->str[id].s, m->str[id].len) = id + 1;
 }
 
 int tok_map_get(const struct tok_map *m, const char *s, size_t len)
@@ -118,6 +114,8 @@ static int by_bytes(const void *a, const void *b)
     return (x->len > y->len) - (x->len < y->len);
 }
 
+void tok_needles_sort(struct tok_needle *v, size_t n) { qsort(v, n, sizeof *v, by_bytes); }
+
 int tok_finder_init(struct tok_finder *f, const struct tok_added *added, size_t n, bool normalized,
                     struct err *err)
 {
@@ -138,7 +136,7 @@ int tok_finder_init(struct tok_finder *f, const struct tok_added *added, size_t 
         f->first[(unsigned char)e->s[0]] = true;
         f->n++;
     }
-    qsort(f->by, f->n, sizeof *f->by, by_bytes);
+    tok_needles_sort(f->by, f->n);
     for (size_t i = 1; i < f->n; i++)
         if (by_bytes(&f->by[i - 1], &f->by[i]) == 0)
             return tok_bad(err, "added token \"%.*s\" occurs twice", (int)f->by[i].len, f->by[i].s);

@@ -5,7 +5,7 @@
  *   3. each section is normalised, and cut again at the added tokens that are matched in
  *      normalised text;
  *   4. what lies between is cut into words by the pre-tokenizer;
- *   5. each word is merged by the model;
+ *   5. the model makes ids of each word;
  *   6. the post-processor puts ids around the whole.
  *
  * The order, and what each step sees of the text, is that of the reference (Hugging Face's
@@ -22,6 +22,7 @@ void tokenizer_free(struct tokenizer *t)
     for (size_t i = 0; i < t->nnorm; i++) {
         tok_pattern_free(&t->norm[i].pattern);
         free(t->norm[i].text);
+        free(t->norm[i].trie);
     }
     for (size_t i = 0; i < t->npre; i++) {
         tok_pattern_free(&t->pre[i].pattern);
@@ -39,6 +40,9 @@ void tokenizer_free(struct tokenizer *t)
     free(t->vocab.slot);
     free(t->merges.slot);
     free(t->cross.slot);
+    free(t->score);
+    free(t->trie.node);
+    free(t->trie.label);
     free(t->norm);
     free(t->pre);
     free(t->dec);
@@ -162,8 +166,11 @@ static int words(struct tok_call *c, const char *s, size_t len, bool origin)
     int rc = tok_add(&c->text, s, len, c->err);
     if (rc == ERR_OK)
         rc = tok_pretokenize(c, origin);
+    static const tok_word_fn models[] = { [TOK_BPE] = tok_bpe,
+                                          [TOK_UNIGRAM] = tok_unigram,
+                                          [TOK_WORD_LEVEL] = tok_word_level };
     for (size_t i = 0; rc == ERR_OK && i < c->spans.n; i++)
-        rc = tok_bpe(c, c->text.data + c->spans.v[i].at, c->spans.v[i].len);
+        rc = models[c->t->model](c, c->text.data + c->spans.v[i].at, c->spans.v[i].len);
     return rc;
 }
 
@@ -234,6 +241,7 @@ static void call_free(struct tok_call *c)
     free(c->spans2.v);
     free(c->sym);
     free(c->heap);
+    free(c->best);
     free(c->cache);
     tok_match_free(c->match);
 }

@@ -5,12 +5,15 @@
  *
  *   tokenizer.c      the pipeline: added tokens, normaliser, pre-tokenizer, model, template
  *   tok_json.c       tokenizer.json -> tables, refusing what is not understood
+ *   tok_json_model.c the same for the model and its vocabulary
  *   tok_json_steps.c the same for normaliser, pre-tokenizer and decoder
  *   tok_vocab.c      token <-> id, merges, added tokens found in a text
  *   tok_regex.c      Oniguruma patterns translated for PCRE2, and searching with them
  *   tok_normalize.c  the normaliser's steps
+ *   tok_charsmap.c   SentencePiece's own normaliser, a trie in the file
  *   tok_pretok.c     the pre-tokenizer's steps, the byte-level alphabet
  *   tok_bpe.c        the merge engine
+ *   tok_unigram.c    the path with the best score; whole words
  *   tok_decode.c     ids to text, whole or streamed */
 #ifndef ENGINE_TOKENIZER_INT_H
 #define ENGINE_TOKENIZER_INT_H
@@ -62,12 +65,27 @@ int tok_scan_next(struct tok_scan *s, size_t *start, size_t *end, struct err *er
 
 /* --- steps ------------------------------------------------------------------------------- */
 struct tok_norm {
-    enum { NORM_PREPEND, NORM_REPLACE, NORM_UNICODE, NORM_LOWERCASE, NORM_STRIP, NORM_BYTES } kind;
+    enum {
+        NORM_PREPEND,
+        NORM_REPLACE,
+        NORM_UNICODE,
+        NORM_LOWERCASE,
+        NORM_STRIP,
+        NORM_BYTES,
+        NORM_CHARSMAP,
+        NORM_NMT,
+        NORM_STRIP_ACCENTS,
+        NORM_CLEAN,
+        NORM_CHINESE,
+    } kind;
     struct tok_pattern pattern; /* REPLACE */
     char *text;                 /* PREPEND, REPLACE: what to insert */
     size_t text_len;
     bool compose, compat; /* UNICODE: NFC, NFKC, NFD, NFKD */
     bool left, right;     /* STRIP */
+    bool only_mn;         /* STRIP_ACCENTS: nonspacing marks only */
+    uint32_t *trie;       /* CHARSMAP: [ntrie], values are places in `text` */
+    size_t ntrie;
 };
 
 enum tok_behavior { REMOVED, ISOLATED, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT, CONTIGUOUS };
@@ -88,9 +106,17 @@ struct tok_pre {
 };
 
 struct tok_decoder {
-    enum { DEC_BYTES, DEC_REPLACE, DEC_BYTE_FALLBACK, DEC_FUSE, DEC_STRIP, DEC_METASPACE } kind;
+    enum {
+        DEC_BYTES,
+        DEC_REPLACE,
+        DEC_BYTE_FALLBACK,
+        DEC_FUSE,
+        DEC_STRIP,
+        DEC_METASPACE,
+        DEC_SUFFIX,
+    } kind;
     struct tok_pattern pattern; /* REPLACE */
-    char *text;                 /* REPLACE: content; STRIP, METASPACE: the character */
+    char *text;                 /* REPLACE: content; STRIP, METASPACE: the character; SUFFIX */
     size_t text_len;
     size_t start, stop; /* STRIP */
     bool drop_first;    /* METASPACE: the first token loses its replacement characters */
@@ -109,8 +135,8 @@ struct tok_map {
     const struct tok_str *str; /* by id */
 };
 int tok_map_init(struct tok_map *m, size_t n, const struct tok_str *str, struct err *err);
-/* false if the string is there already. */
-bool tok_map_add(struct tok_map *m, uint32_t id);
+/* The string of an id; an earlier id with the same string is forgotten. */
+void tok_map_set(struct tok_map *m, uint32_t id);
 int tok_map_get(const struct tok_map *m, const char *s, size_t len); /* -1: none */
 
 /* Pair of ids -> value. */
@@ -126,6 +152,17 @@ int tok_pairs_init(struct tok_pairs *p, size_t n, struct err *err);
 /* Sets it, replacing what was there. */
 void tok_pairs_set(struct tok_pairs *p, int a, int b, uint32_t rank, int id);
 const struct tok_pair *tok_pairs_get(const struct tok_pairs *p, int a, int b);
+
+/* All tokens that a text begins with.  Nodes lie level by level, so that the children of one are
+ * neighbours; node 0 is the root, and one more node says where the last one's children end. */
+struct tok_trie {
+    struct tok_node {
+        uint32_t first; /* child */
+        int32_t id;     /* of the token that ends here, -1: none */
+    } * node;
+    uint8_t *label;     /* by node: the byte that leads to it */
+    uint32_t root[256]; /* the root's children, 0: none */
+};
 
 struct tok_added {
     struct tok_str content;
@@ -152,6 +189,9 @@ int tok_finder_init(struct tok_finder *f, const struct tok_added *added, size_t 
 int tok_finder_next(const struct tok_finder *f, const char *s, size_t len, size_t from,
                     size_t *start, size_t *end);
 
+/* Sort by bytes, a prefix before what it begins. */
+void tok_needles_sort(struct tok_needle *v, size_t n);
+
 uint64_t tok_hash(const void *data, size_t len);
 
 /* --- the tokenizer ----------------------------------------------------------------------- */
@@ -176,16 +216,24 @@ struct tokenizer {
     size_t nprefix, nsuffix; /* ids that the post-processor puts around the text */
     int32_t *prefix, *suffix;
 
-    /* BPE */
+    enum tok_model { TOK_BPE, TOK_UNIGRAM, TOK_WORD_LEVEL } model;
     struct tok_map vocab; /* the model's own tokens, without the added ones */
-    struct tok_pairs merges;
-    bool has_unk, fuse_unk, byte_fallback, ignore_merges;
+    bool has_unk, byte_fallback;
     bool raw_bytes;         /* the last pre-tokenizer is ByteLevel: words are bytes, see bytes[] */
     bool shrinks;           /* a text may give fewer ids than its length promises */
     int unk;                /* -1: named in the file but not in the vocabulary */
     int bytes[256];         /* raw_bytes: id of the byte's character; else of <0xXX>; -1: none */
     int ascii[128];         /* id of each character, for text that is not raw bytes */
     size_t max_token;       /* bytes of the longest token of the model */
+
+    /* Unigram */
+    double *score;    /* by id */
+    double unk_score; /* of a character that no token covers */
+    struct tok_trie trie;
+
+    /* BPE */
+    bool fuse_unk, ignore_merges;
+    struct tok_pairs merges;
     struct tok_pairs cross; /* pairs of neighbouring characters that some merge joins */
     uint8_t cross_small[256][32]; /* the same as bits for raw bytes, or ASCII */
 };
@@ -216,6 +264,13 @@ struct tok_cached {
     char word[TOK_CACHED];
 };
 
+/* Unigram: the best way to spell the text up to here. */
+struct tok_best {
+    double score;
+    int32_t id;
+    uint32_t from; /* where its last token begins */
+};
+
 struct tok_call {
     const struct tokenizer *t;
     struct err *err;
@@ -232,6 +287,8 @@ struct tok_call {
     size_t nsym, sym_cap;
     struct tok_todo *heap;
     size_t nheap, heap_cap;
+    struct tok_best *best;
+    size_t best_cap;
 };
 
 /* buf_add with the sentence on failure. */
@@ -243,13 +300,29 @@ int tok_push_id(struct tok_call *c, int id);
 int tok_normalize(const struct tokenizer *t, const char *s, size_t len, struct buf *text,
                   struct buf *spare, struct tok_match **mem, bool *origin, struct err *err);
 
+/* SentencePiece's normaliser (tok_charsmap.c): `text` is base64. */
+int tok_charsmap_read(struct tok_norm *st, const char *text, size_t len, struct err *err);
+int tok_charsmap(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
+                 struct err *err);
+
 /* Run the pre-tokenizer over c->text (not empty), which may be rewritten: words in c->spans. */
 int tok_pretokenize(struct tok_call *c, bool origin);
 
 /* One word to ids, appended to c->out. */
+typedef int (*tok_word_fn)(struct tok_call *c, const char *s, size_t len);
 int tok_bpe(struct tok_call *c, const char *s, size_t len);
-/* What tok_bpe() needs besides merges: bytes[], ascii[], cross. */
+int tok_unigram(struct tok_call *c, const char *s, size_t len);
+int tok_word_level(struct tok_call *c, const char *s, size_t len);
+/* The same through the cache. */
+int tok_cached(struct tok_call *c, const char *s, size_t len, tok_word_fn fn);
+/* ERR_TOO_LARGE for a text that is hopelessly long, before any work is done. */
+int tok_check_limit(struct tok_call *c, size_t len);
+int tok_lacks_unknown(struct err *err);
+/* What the models need besides: bytes[], ascii[]; cross; the trie. */
+void tok_chars_prepare(struct tokenizer *t);
 int tok_bpe_prepare(struct tokenizer *t, struct err *err);
+int tok_unigram_prepare(struct tokenizer *t, struct err *err);
+bool tok_bytes_known(const struct tokenizer *t, const char *s, size_t n);
 
 /* --- reading tokenizer.json -------------------------------------------------------------- */
 /* The file is refused: ERR_INVALID with a sentence (a format and its values). */
@@ -264,6 +337,7 @@ int tok_get_bool(const json_t *o, const char *where, const char *key, bool def, 
 /* A copy with a NUL after it; free() it.  Must be there. */
 int tok_get_text(const json_t *o, const char *where, const char *key, char **ret, size_t *ret_len,
                  struct err *err);
+int tok_read_model(struct tokenizer *t, const json_t *model, const json_t *added, struct err *err);
 /* The components that are lists of steps (tok_json_steps.c); `o` may be NULL or null. */
 int tok_read_normalizer(struct tokenizer *t, const json_t *o, struct err *err);
 int tok_read_pre_tokenizer(struct tokenizer *t, const json_t *o, struct err *err);

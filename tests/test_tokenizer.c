@@ -18,7 +18,8 @@
 
 static const char demo_path[] = "examples/demo-base/tokenizer.json";
 static const char bytes_path[] = "tests/data/tokenizer_bytelevel.json";
-static struct tokenizer *demo, *bytes;
+static const char unigram_path[] = "tests/data/tokenizer_unigram.json";
+static struct tokenizer *demo, *bytes, *unigram;
 
 static char *read_file(const char *path, size_t *len)
 {
@@ -60,6 +61,7 @@ static int setup(void **state)
     (void)state;
     demo = load_file(demo_path);
     bytes = load_file(bytes_path);
+    unigram = load_file(unigram_path);
     return 0;
 }
 
@@ -68,6 +70,7 @@ static int teardown(void **state)
     (void)state;
     tokenizer_free(demo);
     tokenizer_free(bytes);
+    tokenizer_free(unigram);
     return 0;
 }
 
@@ -132,7 +135,7 @@ static void a_stream_of_random_ids_equals_their_text(void **state)
     (void)state;
     srand(7);
     for (int round = 0; round < 600; round++) {
-        const struct tokenizer *t = round % 2 ? demo : bytes;
+        const struct tokenizer *t = round % 4 == 0 ? unigram : round % 2 ? demo : bytes;
         int32_t ids[40];
         int n = rand() % 40;
         for (int i = 0; i < n; i++) /* mostly byte tokens: they are the hard ones */
@@ -192,7 +195,7 @@ static json_t *changed(const char *path, const json_t *change)
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)change, key, value) {
-        if (strcmp(key, "model") == 0)
+        if (strcmp(key, "model") == 0 && json_object_get(value, "type") == NULL)
             json_object_update(json_object_get(file, "model"), value);
         else
             json_object_set(file, key, value);
@@ -235,7 +238,9 @@ static void every_setting_answers_as_the_reference(void **state)
     for (size_t i = 1; i < json_array_size(all); i++) { /* entry 0 is a comment */
         const json_t *v = json_array_get(all, i);
         const char *base = json_string_value(json_object_get(v, "base"));
-        json_t *file = changed(strcmp(base, "demo") == 0 ? demo_path : bytes_path,
+        json_t *file = changed(strcmp(base, "demo") == 0        ? demo_path
+                               : strcmp(base, "unigram") == 0 ? unigram_path
+                                                              : bytes_path,
                                json_object_get(v, "change"));
         struct tokenizer *t = load_json(file);
         const json_t *list = json_object_get(v, "cases");
@@ -438,8 +443,8 @@ static void long_words_do_not_take_quadratic_time(void **state)
         size_t len = strlen(units[u]);
         for (size_t i = 0; i < n; i++)
             text[i] = units[u][i % len];
-        for (int i = 0; i < 2; i++) {
-            const struct tokenizer *t = i ? bytes : demo;
+        for (int i = 0; i < 3; i++) {
+            const struct tokenizer *t = i == 0 ? demo : i == 1 ? bytes : unigram;
             struct tok_ids ids = encode(t, text, n - n % len, false);
             assert_true(ids.n > 0);
             stream_equals_whole(t, ids.ids, ids.n, false);
@@ -542,7 +547,11 @@ static void threads_share_a_tokenizer(void **state)
 /* --- hostile files ----------------------------------------------------------------------------- */
 #define MODEL(rest)                                                                               \
     "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]" rest "}"
+#define UNIGRAM(vocab, rest) "{\"model\":{\"type\":\"Unigram\",\"vocab\":[" vocab "]" rest "}}"
 #define WITH(rest) "{" MODEL("") "," rest "}"
+
+#define CHARSMAP(base64)                                                                          \
+    WITH("\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"" base64 "\"}")
 
 static void a_bad_file_is_refused_with_a_sentence(void **state)
 {
@@ -551,7 +560,15 @@ static void a_bad_file_is_refused_with_a_sentence(void **state)
         { "", "line 1" },
         { "[]", "not an object" },
         { "{}", "no model" },
-        { "{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", "Unigram" },
+        { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0}}}", "WordPiece" },
+        { "{\"model\":{\"type\":\"WordLevel\",\"vocab\":{\"a\":0}}}", "unk_token" },
+        { "{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", "no vocabulary" },
+        { "{\"model\":{\"type\":\"Unigram\",\"vocab\":{\"a\":0}}}", "no vocabulary" },
+        { UNIGRAM("[\"a\"]", ""), "token 0 is not a text with a score" },
+        { UNIGRAM("[\"a\",\"1\"]", ""), "token 0 is not a text with a score" },
+        { UNIGRAM("[\"a\",1]", ",\"unk_id\":1"), "unk_id" },
+        { UNIGRAM("[\"a\",1]", ",\"unk_id\":-1"), "unk_id" },
+        { UNIGRAM("[\"a\",1]", ",\"alpha\":0.1"), "alpha" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}", "no vocabulary" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0}}}", "no list of merges" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}", "id -1" },
@@ -579,8 +596,14 @@ static void a_bad_file_is_refused_with_a_sentence(void **state)
         { WITH("\"added_tokens\":[{\"id\":7,\"content\":\"x\",\"special\":3}]"), "special" },
         { WITH("\"added_tokens\":[{\"id\":7,\"content\":\" \"}],\"normalizer\":{\"type\":\"Strip\"}"),
           "nothing is left" },
-        { WITH("\"normalizer\":{\"type\":\"BertNormalizer\"}"), "BertNormalizer" },
+        { WITH("\"normalizer\":{\"type\":\"BertNormalizer\",\"odd\":1}"), "odd" },
+        { WITH("\"normalizer\":{\"type\":\"Prompt\"}"), "Prompt" },
         { WITH("\"normalizer\":{\"type\":\"Precompiled\"}"), "Precompiled" },
+        { CHARSMAP("AAAA*"), "not base64" },
+        { CHARSMAP(""), "damaged" },
+        { CHARSMAP("BAAAAA=="), "damaged" },         /* four bytes of trie, none there */
+        { CHARSMAP("BAAAAAAEAAAAAA=="), "damaged" }, /* the children lie outside */
+        { CHARSMAP("/////wAEAAAAAA=="), "damaged" },
         { WITH("\"normalizer\":{}"), "no type" },
         { WITH("\"normalizer\":{\"type\":\"Sequence\"}"), "normalizers" },
         { WITH("\"normalizer\":{\"type\":\"NFC\",\"more\":1}"), "more" },
@@ -593,10 +616,14 @@ static void a_bad_file_is_refused_with_a_sentence(void **state)
         { WITH("\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"x\"}"),
           "prepend_scheme" },
         { WITH("\"pre_tokenizer\":{\"type\":\"Punctuation\",\"behavior\":\"Odd\"}"), "Odd" },
+        { WITH("\"pre_tokenizer\":{\"type\":\"CharDelimiterSplit\",\"delimiter\":\"ab\"}"), "one character" },
+        { WITH("\"pre_tokenizer\":{\"type\":\"FixedLength\",\"length\":0}"), "1 to 65535" },
         { WITH("\"decoder\":{\"type\":\"WordPiece\"}"), "WordPiece" },
+        { WITH("\"decoder\":{\"type\":\"CTC\"}"), "CTC" },
         { WITH("\"decoder\":{\"type\":\"Strip\",\"content\":\" \",\"start\":-1,\"stop\":0}"), "start" },
         { WITH("\"post_processor\":{\"type\":\"RobertaProcessing\"}"), "RobertaProcessing" },
-        { WITH("\"post_processor\":{\"type\":\"BertProcessing\"}"), "BertProcessing" },
+        { WITH("\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",9],\"sep\":[\"b\",1]}"),
+          "no token" },
         { WITH("\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[]}"), "text itself" },
         { WITH("\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":"
                "\"x\"}}]}"), "does not say its ids" },
@@ -667,11 +694,10 @@ static void nesting_and_size_are_bounded(void **state)
 }
 
 /* Whatever comes of a damaged file, it is a tokenizer that works or a sentence. */
-static void damaged_files_do_not_crash(void **state)
+static void damage(const char *path)
 {
-    (void)state;
     size_t len;
-    char *json = read_file(bytes_path, &len);
+    char *json = read_file(path, &len);
     srand(3);
     for (int round = 0; round < 1500; round++) {
         char *copy = malloc(len);
@@ -696,6 +722,13 @@ static void damaged_files_do_not_crash(void **state)
         free(copy);
     }
     free(json);
+}
+
+static void damaged_files_do_not_crash(void **state)
+{
+    (void)state;
+    damage(bytes_path);
+    damage(unigram_path);
 }
 
 int main(void)

@@ -1,7 +1,7 @@
 // tokenizer_make.mjs - makes tokenizer_bytelevel.json and tokenizer_cases.json from the reference.
 //
 //   npm install --ignore-scripts tokenizers@0.23     (the reference itself, with its Rust core)
-//   node tokenizer_make.mjs DEMO_BASE/tokenizer.json
+//   node tokenizer_make.mjs DEMO_BASE/tokenizer.json   (reads tokenizer_unigram.json, made by the script of that name)
 //
 // Every expectation is what the reference answered.  Properties of characters depend on the version
 // of Unicode, so the texts keep to old characters.  Run by hand: the tests only read the two files.
@@ -71,6 +71,7 @@ const bytelevel = {
 };
 fs.writeFileSync('tokenizer_bytelevel.json', JSON.stringify(bytelevel) + '\n');
 const demo = JSON.parse(fs.readFileSync(process.argv[2]));
+const unigram = JSON.parse(fs.readFileSync('tokenizer_unigram.json'));
 
 // --- texts -----------------------------------------------------------------------------------------
 const spaces = [' ', '  ', '   ', '\n', '\n\n', '\r\n', '\t', '\u00a0', '\u3000', '\u200b', '\u2028',
@@ -188,11 +189,40 @@ vary('template', 'demo', { post_processor: { type: 'Sequence', processors: [byte
   special_tokens: { '<s>': { id: '<s>', ids: [1, 1], tokens: ['<s>', '<s>'] },
                     '</s>': { id: '</s>', ids: [2], tokens: ['</s>'] } } }] } }, 3);
 
+vary('unigram as it is', 'unigram', {}, 150);
+vary('unigram with bytes', 'unigram', { model: { byte_fallback: true }, normalizer: null,
+     decoder: decoders({ type: 'ByteFallback' }, metaspace('always', true)) }, 40);
+vary('unigram, one long word', 'unigram', { model: { byte_fallback: true }, pre_tokenizer: metaspace('first', false) }, 40);
+vary('unigram, nothing split', 'unigram', { pre_tokenizer: null, normalizer: normalizers(
+     unigram.normalizer.normalizers[0], { type: 'Prepend', prepend: '\u2581' }, replace({ String: ' ' }, '\u2581')) }, 40);
+// scores with 16 and 17 digits; equal scores; tokens that occur twice; characters only together
+vary('unigram, odd scores', 'unigram', { model: { byte_fallback: true, vocab: unigram.model.vocab.map(([s, score], i) =>
+     [s, i < 259 ? score : i % 3 ? Math.round(score) : score * 1.1]).concat([['\u2581the', -9.5], ['e', -9.5],
+     ['\u4e00\u4e01', -30], ['\ud83d\ude00', -7], ['', 1]]) } }, 60);
+vary('unigram, T5', 'unigram', { normalizer: normalizers(unigram.normalizer.normalizers[0],
+     { type: 'Strip', strip_left: false, strip_right: true }, replace({ Regex: ' {2,}' }, '\u2581')) }, 24);
+vary('unigram, Nmt', 'unigram', { normalizer: normalizers({ type: 'Nmt' }, { type: 'NFKC' }) }, 24);
+vary('accents', 'unigram', { normalizer: normalizers({ type: 'NFKD' }, { type: 'StripAccents' }, { type: 'Lowercase' }),
+     decoder: { type: 'BPEDecoder', suffix: '\u2581' } }, 24);
+vary('accents, chained decoder', 'unigram', { decoder: decoders({ type: 'BPEDecoder', suffix: 'e' }, { type: 'Fuse' }) });
+for (const clean_text of [true, false])
+  for (const strip_accents of [null, true, false])
+    vary(`BERT ${clean_text} ${strip_accents}`, 'unigram', {
+      normalizer: { type: 'BertNormalizer', clean_text, handle_chinese_chars: clean_text, strip_accents, lowercase: !clean_text },
+      pre_tokenizer: sequence({ type: 'BertPreTokenizer' }, metaspace('always', true)),
+      post_processor: { type: 'BertProcessing', sep: ['</s>', 2], cls: ['<s>', 1] } }, 12);
+vary('delimiter', 'unigram', { pre_tokenizer: { type: 'CharDelimiterSplit', delimiter: 'e' } });
+vary('fixed length', 'unigram', { pre_tokenizer: sequence({ type: 'FixedLength', length: 3 }, metaspace('always', true)) });
+vary('fixed length, first', 'unigram', { pre_tokenizer: sequence(metaspace('first', false), { type: 'FixedLength', length: 5 }) });
+vary('words', 'unigram', { normalizer: null, pre_tokenizer: sequence({ type: 'WhitespaceSplit' }, metaspace('always', true)),
+     model: { type: 'WordLevel', vocab: Object.fromEntries(unigram.model.vocab.map(([s], i) => [s, i])), unk_token: '<unk>',
+              unk_id: undefined, byte_fallback: undefined } }, 12);
+
 // --- ask ------------------------------------------------------------------------------------------------
 const lines = [];
 let turn = 0;
 for (const v of variants) {
-  const base = v.base === 'demo' ? demo : bytelevel;
+  const base = { demo, bytelevel, unigram }[v.base];
   const file = { ...base, ...v.change, model: { ...base.model, ...v.change.model } };
   const t = tk.Tokenizer.fromString(JSON.stringify(file));
   const cases = [];
