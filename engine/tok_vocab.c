@@ -56,6 +56,15 @@ static uint32_t *map_slot(const struct tok_map *m, const char *s, size_t len)
     }
 }
 
+bool tok_map_add(struct tok_map *m, uint32_t id)
+{
+    uint32_t *slot = map_slot(m, m->str[id].s, m->str[id].len);
+    if (*slot != 0)
+        return false;
+    *slot = id + 1;
+    return true;
+}
+
 void tok_map_set(struct tok_map *m, uint32_t id)
 {
     *map_slot(m, m->str[id].s, m->str[id].len) = id + 1;

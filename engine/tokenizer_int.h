@@ -135,7 +135,9 @@ struct tok_map {
     const struct tok_str *str; /* by id */
 };
 int tok_map_init(struct tok_map *m, size_t n, const struct tok_str *str, struct err *err);
-/* The string of an id; an earlier id with the same string is forgotten. */
+/* false if the string is there already. */
+bool tok_map_add(struct tok_map *m, uint32_t id);
+/* The same; an earlier id with the same string is forgotten. */
 void tok_map_set(struct tok_map *m, uint32_t id);
 int tok_map_get(const struct tok_map *m, const char *s, size_t len); /* -1: none */
 
