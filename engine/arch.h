@@ -1,6 +1,6 @@
 /* arch.h - what a model family is: shapes, names of its weights, kinds of positions and norms.
  *
- * One `struct family` per family (a table in families.c); one `struct arch` per model, made from
+ * One `struct family` per family (a table in arch_families.c); one `struct arch` per model, made from
  * config.json by the family's reader, or from the base file.  What all models of a family share is
  * in the first, what their configs decide in the second.  Adding a family that the forward pass can
  * already express is a table and a test.
@@ -17,7 +17,8 @@
 #include <stdint.h>
 
 /* The linear layers of a block.  A family has those that its table names: MOD_QKV stands for q, k
- * and v in one matrix, MOD_GATE_UP for gate (first) and up; an MLP without a gate has MOD_UP alone. */
+ * and v in one matrix, MOD_GATE_UP for gate (first) and up; an MLP without a gate has MOD_UP
+ * alone. */
 enum module {
     MOD_Q, MOD_K, MOD_V, MOD_O, MOD_GATE, MOD_UP, MOD_DOWN, MOD_QKV, MOD_GATE_UP, MOD_COUNT
 };

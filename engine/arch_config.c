@@ -1,4 +1,4 @@
-/* arch_config.c - from config.json to `struct arch`, and the form of it that a base file keeps.
+/* arch_config.c - from config.json to `struct arch`: typed fields, and what all families read.
  *
  * config.json comes in two spellings: transformers 5 writes `rope_parameters` with everything
  * about rope in it, older versions `rope_theta` and `rope_scaling` (whose kind is `rope_type` or
@@ -17,13 +17,13 @@ static bool absent(const json_t *v) { return v == NULL || json_is_null(v); }
 
 /* --- typed fields --------------------------------------------------------------------- */
 
-static int missing(const char *key, struct err *err)
+int cfg_missing(const char *key, struct err *err)
 {
     return err_set(err, ERR_INVALID, "model config: %s is missing", key);
 }
 
 /* "model config: head_dim is "x", where ... is expected" */
-static int mistyped(const char *key, const json_t *v, const char *expected, struct err *err)
+int cfg_mistyped(const char *key, const json_t *v, const char *expected, struct err *err)
 {
     char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
     err_set(err, ERR_INVALID, "model config: %s is %.80s, where %s is expected", key,
@@ -38,7 +38,7 @@ int cfg_int(const json_t *o, const char *key, int def, int min, int max, int *re
     const json_t *v = json_object_get(o, key);
     if (absent(v)) {
         if (def == CFG_REQUIRED)
-            return missing(key, err);
+            return cfg_missing(key, err);
         *ret = def;
         return ERR_OK;
     }
@@ -46,7 +46,7 @@ int cfg_int(const json_t *o, const char *key, int def, int min, int max, int *re
     if (!json_is_integer(v) || n < min || n > max) {
         char expected[64];
         snprintf(expected, sizeof expected, "an integer from %d to %d", min, max);
-        return mistyped(key, v, expected, err);
+        return cfg_mistyped(key, v, expected, err);
     }
     *ret = (int)n;
     return ERR_OK;
@@ -56,7 +56,7 @@ int cfg_bool(const json_t *o, const char *key, bool def, bool *ret, struct err *
 {
     const json_t *v = json_object_get(o, key);
     if (!absent(v) && !json_is_boolean(v))
-        return mistyped(key, v, "true or false", err);
+        return cfg_mistyped(key, v, "true or false", err);
     *ret = absent(v) ? def : json_is_true(v);
     return ERR_OK;
 }
@@ -67,7 +67,7 @@ int cfg_double(const json_t *o, const char *key, double def, double min, double 
     const json_t *v = json_object_get(o, key);
     if (absent(v)) {
         if (isnan(def))
-            return missing(key, err);
+            return cfg_missing(key, err);
         *ret = def;
         return ERR_OK;
     }
@@ -75,7 +75,7 @@ int cfg_double(const json_t *o, const char *key, double def, double min, double 
     if (!json_is_number(v) || !(x >= min && x <= max)) {
         char expected[64];
         snprintf(expected, sizeof expected, "a number from %g to %g", min, max);
-        return mistyped(key, v, expected, err);
+        return cfg_mistyped(key, v, expected, err);
     }
     *ret = x;
     return ERR_OK;
@@ -104,7 +104,7 @@ int cfg_rope_scaling(const json_t *o, struct arch *a, struct err *err)
         v = json_object_get(o, "type");
     const char *type = absent(v) ? "default" : json_string_value(v);
     if (type == NULL)
-        return mistyped("rope_type", v, "a string", err);
+        return cfg_mistyped("rope_type", v, "a string", err);
     if (strcmp(type, "default") == 0)
         return ERR_OK;
     if (strcmp(type, "linear") == 0) {
@@ -158,7 +158,7 @@ static int read_rope(const json_t *json, const struct family *f, struct arch *a,
         params = json_object_get(params, "full_attention");
     const json_t *o = absent(params) ? scaling : params;
     if (!absent(o) && !json_is_object(o))
-        return mistyped(o == params ? "rope_parameters" : "rope_scaling", o, "an object", err);
+        return cfg_mistyped(o == params ? "rope_parameters" : "rope_scaling", o, "an object", err);
     const bool inside = !absent(params) && !absent(json_object_get(params, "rope_theta"));
     int rc = cfg_double(inside ? params : json,
                         inside ? "rope_theta" : pick(json, f->keys->theta, key), f->absent.theta, 1,
@@ -174,7 +174,7 @@ static int add_eos(const json_t *v, struct arch *a, struct err *err)
 {
     json_int_t id = json_integer_value(v);
     if (!json_is_integer(v) || id < 0 || id >= a->V)
-        return mistyped("eos_token_id", v, "a token of the vocabulary", err);
+        return cfg_mistyped("eos_token_id", v, "a token of the vocabulary", err);
     for (int i = 0; i < a->neos; i++)
         if (a->eos[i] == (int)id)
             return ERR_OK;
@@ -218,7 +218,7 @@ static const struct family *read_family(const json_t *json, struct err *err)
 {
     const char *type = json_string_value(json_object_get(json, "model_type"));
     if (type == NULL) {
-        missing("model_type", err);
+        cfg_missing("model_type", err);
         return NULL;
     }
     const struct family *f = family_find(type);
@@ -285,8 +285,7 @@ bool activation_parse(const char *name, enum activation *ret)
     return false;
 }
 
-/* A family with silu has nothing else; the others have some gelu. */
-static bool act_fits(const struct family *f, enum activation act)
+bool activation_fits(const struct family *f, enum activation act)
 {
     return (act == ACT_SILU) == (f->act == ACT_SILU);
 }
@@ -295,9 +294,10 @@ static int read_act(const json_t *json, const struct family *f, struct arch *a, 
 {
     a->act = f->act;
     const json_t *v = f->keys->act ? json_object_get(json, f->keys->act) : NULL;
-    if (absent(v) || (activation_parse(json_string_value(v), &a->act) && act_fits(f, a->act)))
+    if (absent(v) ||
+        (activation_parse(json_string_value(v), &a->act) && activation_fits(f, a->act)))
         return ERR_OK;
-    return mistyped(f->keys->act, v,
+    return cfg_mistyped(f->keys->act, v,
                     f->act == ACT_SILU ? "\"silu\""
                                        : "\"gelu\", \"gelu_new\" or \"gelu_pytorch_tanh\"",
                     err);
@@ -383,8 +383,7 @@ static int read_config(const json_t *json, const json_t *gen, struct arch *a, st
     return rc == ERR_OK ? arch_check(a, err) : rc;
 }
 
-/* NULL text gives a NULL object. */
-static int parse_json(const char *text, const char *what, json_t **ret, struct err *err)
+int cfg_parse(const char *text, const char *what, json_t **ret, struct err *err)
 {
     *ret = NULL;
     if (text == NULL)
@@ -402,9 +401,9 @@ int arch_from_config(const char *config, const char *generation_config, struct a
 {
     json_t *json = NULL, *gen = NULL;
     struct arch a = { .bos = -1, .rope_theta = 10000, .embed_scale = 1 };
-    int rc = parse_json(config, "config.json", &json, err);
+    int rc = cfg_parse(config, "config.json", &json, err);
     if (rc == ERR_OK)
-        rc = parse_json(generation_config, "generation_config.json", &gen, err);
+        rc = cfg_parse(generation_config, "generation_config.json", &gen, err);
     if (rc == ERR_OK)
         rc = read_config(json, gen, &a, err);
     json_decref(json);
@@ -412,238 +411,4 @@ int arch_from_config(const char *config, const char *generation_config, struct a
     if (rc == ERR_OK)
         *ret = a;
     return rc;
-}
-
-/* --- the form in a base file ---------------------------------------------------------- */
-
-enum { ROT_IS_HD = -1 };
-
-/* Numbers and truth values of the arch, by the names they have in the base file.  What files of
- * before did not have takes its default. */
-struct field {
-    const char *key;
-    size_t offset;
-    int min, max;
-    int def;
-};
-#define INT(name, min_, max_, def_) { #name, offsetof(struct arch, name), min_, max_, def_ }
-static const struct field int_fields[] = {
-    INT(L, 1, ARCH_MAX_LAYERS, CFG_REQUIRED),
-    INT(D, 1, 1 << 17, CFG_REQUIRED),
-    INT(H, 1, 1 << 12, CFG_REQUIRED),
-    INT(G, 1, 1 << 12, CFG_REQUIRED),
-    INT(hd, 1, 1 << 12, CFG_REQUIRED),
-    INT(F, 1, 1 << 20, CFG_REQUIRED),
-    INT(V, 1, 1 << 22, CFG_REQUIRED),
-    INT(max_positions, 1, 1 << 30, CFG_REQUIRED),
-    INT(rope_original_max, 0, INT32_MAX, CFG_REQUIRED),
-    INT(window, 0, INT32_MAX, CFG_REQUIRED),
-    INT(bos, -1, 1 << 22, CFG_REQUIRED),
-    INT(rot, 0, 1 << 12, ROT_IS_HD),
-};
-static const struct field bool_fields[] = {
-    INT(qkv_bias, 0, 1, 0), INT(o_bias, 0, 1, 0), INT(mlp_bias, 0, 1, 0), INT(qk_norm, 0, 1, 0),
-    INT(tied, 0, 1, 0),     INT(parallel, 0, 1, 0),
-};
-static const struct field double_fields[] = {
-    INT(rope_theta, 0, 0, CFG_REQUIRED),    INT(rope_factor, 0, 0, CFG_REQUIRED),
-    INT(rope_low_freq, 0, 0, CFG_REQUIRED), INT(rope_high_freq, 0, 0, CFG_REQUIRED),
-    INT(rope_theta_local, 0, 0, 0),         INT(attn_scale, 0, 0, 0),
-    INT(attn_softcap, 0, 0, 0),             INT(final_softcap, 0, 0, 0),
-    INT(embed_scale, 0, 0, 1),
-};
-#undef INT
-
-static const char *const scaling_names[] = { "default", "linear", "llama3" };
-static const char *const kept_acts[] = { "silu", "gelu_tanh", "gelu" };
-
-static json_t *layers_where(const struct arch *a, bool (*fn)(const struct arch *, int), bool value)
-{
-    json_t *list = json_array();
-    int bad = 0;
-    for (int l = 0; l < a->L; l++)
-        if (fn(a, l) == value)
-            bad |= json_array_append_new(list, json_integer(l));
-    if (!bad)
-        return list;
-    json_decref(list);
-    return NULL;
-}
-
-char *arch_to_json(const struct arch *a)
-{
-    json_t *o = json_object(), *eos = json_array();
-    const char *base = (const char *)a;
-    int bad = json_object_set_new(o, "family", json_string(a->family));
-    for (size_t i = 0; i < COUNT(int_fields); i++)
-        bad |= json_object_set_new(o, int_fields[i].key,
-                                   json_integer(*(const int *)(base + int_fields[i].offset)));
-    for (size_t i = 0; i < COUNT(bool_fields); i++)
-        bad |= json_object_set_new(o, bool_fields[i].key,
-                                   json_boolean(*(const bool *)(base + bool_fields[i].offset)));
-    for (size_t i = 0; i < COUNT(double_fields); i++) {
-        double v;
-        memcpy(&v, base + double_fields[i].offset, sizeof v);
-        bad |= json_object_set_new(o, double_fields[i].key, json_real(v));
-    }
-    bad |= json_object_set_new(o, "norm_eps", json_real((double)a->norm_eps));
-    bad |= json_object_set_new(o, "rope_scaling", json_string(scaling_names[a->rope_scaling]));
-    for (int i = 0; i < a->neos; i++)
-        bad |= json_array_append_new(eos, json_integer(a->eos[i]));
-    bad |= json_object_set_new(o, "act", json_string(kept_acts[a->act]));
-    bad |= json_object_set_new(o, "eos", eos);
-    bad |= json_object_set_new(o, "windowed", layers_where(a, arch_layer_windowed, true));
-    if (a->rot > 0)
-        bad |= json_object_set_new(o, "no_rope", layers_where(a, arch_layer_rope, false));
-    char *text = bad ? NULL : json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
-    json_decref(o);
-    return text;
-}
-
-/* A list of integers in [0, max). */
-static int read_list(const json_t *o, const char *key, int max, size_t limit, int *ret, int *ret_n,
-                     struct err *err)
-{
-    const json_t *v = json_object_get(o, key);
-    if (!json_is_array(v) || json_array_size(v) > limit)
-        return err_set(err, ERR_INVALID, "lorad.arch: %s is not a list of at most %zu integers",
-                       key, limit);
-    *ret_n = (int)json_array_size(v);
-    for (int i = 0; i < *ret_n; i++) {
-        const json_t *e = json_array_get(v, (size_t)i);
-        if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) >= max)
-            return err_set(err, ERR_INVALID, "lorad.arch: %s[%d] is not an integer below %d", key,
-                           i, max);
-        ret[i] = (int)json_integer_value(e);
-    }
-    return ERR_OK;
-}
-
-static int read_kept_act(const json_t *o, struct arch *a, struct err *err)
-{
-    const json_t *v = json_object_get(o, "act");
-    if (v == NULL || activation_parse(json_string_value(v), &a->act))
-        return ERR_OK;
-    return mistyped("act", v, "the name of an activation", err);
-}
-
-static int read_kept(const json_t *o, struct arch *a, struct err *err)
-{
-    char *base = (char *)a;
-    double eps = 0;
-    int layers[ARCH_MAX_LAYERS], n = 0;
-    const char *family = json_string_value(json_object_get(o, "family"));
-    const char *scaling = json_string_value(json_object_get(o, "rope_scaling"));
-    if (family == NULL || family_find(family) == NULL)
-        return err_set(err, ERR_INVALID, "lorad.arch: family \"%.60s\" is unknown; known: %s",
-                       family ? family : "", family_list());
-    snprintf(a->family, sizeof a->family, "%s", family);
-    int rc = ERR_OK;
-    for (size_t i = 0; i < COUNT(int_fields) && rc == ERR_OK; i++)
-        rc = cfg_int(o, int_fields[i].key, int_fields[i].def, int_fields[i].min, int_fields[i].max,
-                     (int *)(base + int_fields[i].offset), err);
-    if (a->rot == ROT_IS_HD)
-        a->rot = a->hd;
-    for (size_t i = 0; i < COUNT(bool_fields) && rc == ERR_OK; i++)
-        rc = cfg_bool(o, bool_fields[i].key, false, (bool *)(base + bool_fields[i].offset), err);
-    for (size_t i = 0; i < COUNT(double_fields) && rc == ERR_OK; i++) {
-        double v = 0;
-        const int def = double_fields[i].def;
-        rc = cfg_double(o, double_fields[i].key, def == CFG_REQUIRED ? NAN : def, 0, 1e15, &v, err);
-        memcpy(base + double_fields[i].offset, &v, sizeof v);
-    }
-    if (rc == ERR_OK)
-        rc = cfg_double(o, "norm_eps", NAN, 1e-13, 0.11, &eps, err);
-    if (rc == ERR_OK)
-        rc = read_list(o, "eos", a->V, ARCH_MAX_EOS, a->eos, &a->neos, err);
-    if (rc == ERR_OK)
-        rc = read_list(o, "windowed", a->L, ARCH_MAX_LAYERS, layers, &n, err);
-    for (int i = 0; i < n && rc == ERR_OK; i++)
-        arch_set_windowed(a, layers[i]);
-    n = 0;
-    if (rc == ERR_OK && json_object_get(o, "no_rope") != NULL)
-        rc = read_list(o, "no_rope", a->L, ARCH_MAX_LAYERS, layers, &n, err);
-    for (int i = 0; i < n && rc == ERR_OK; i++)
-        arch_set_no_rope(a, layers[i]);
-    if (rc == ERR_OK)
-        rc = read_kept_act(o, a, err);
-    a->norm_eps = (float)eps;
-    if (rc != ERR_OK)
-        return rc;
-    for (int s = 0; s < (int)COUNT(scaling_names); s++)
-        if (scaling != NULL && strcmp(scaling, scaling_names[s]) == 0) {
-            a->rope_scaling = (enum rope_scaling)s;
-            return arch_check(a, err);
-        }
-    return err_set(err, ERR_INVALID, "lorad.arch: rope_scaling \"%.60s\" is unknown",
-                   scaling ? scaling : "");
-}
-
-int arch_from_json(const char *json, struct arch *ret, struct err *err)
-{
-    json_t *o = NULL;
-    struct arch a = { .bos = -1, .rope_theta = 10000, .embed_scale = 1 };
-    int rc = parse_json(json, "lorad.arch", &o, err);
-    if (rc == ERR_OK)
-        rc = read_kept(o, &a, err);
-    json_decref(o);
-    if (rc == ERR_OK)
-        *ret = a;
-    return rc;
-}
-
-/* What cannot be seen from one field alone.  A base file is as hostile as a config.json. */
-static int check_rope(const struct arch *a, const struct family *f, struct err *err)
-{
-    const bool has = f->position == POS_ROPE_HALF || f->position == POS_ROPE_INTERLEAVED;
-    if (a->rot % 2 != 0 || a->rot > a->hd || (a->rot > 0) != has)
-        return err_set(err, ERR_INVALID, "model config: rope cannot turn %d of %d numbers of a head",
-                       a->rot, a->hd);
-    if (!(a->rope_theta >= 1) || (a->rope_theta_local != 0 && !(a->rope_theta_local >= 1)) ||
-        (a->rope_scaling != ROPE_PLAIN && !(a->rope_factor > 0)))
-        return err_set(err, ERR_INVALID, "model config: rope_theta %g with factor %g is no rope",
-                       a->rope_theta, a->rope_factor);
-    if (a->rope_scaling == ROPE_LLAMA3 &&
-        !(a->rope_low_freq > 0 && a->rope_high_freq > a->rope_low_freq && a->rope_original_max > 0))
-        return err_set(err, ERR_INVALID,
-                       "model config: high_freq_factor %g is not above low_freq_factor %g",
-                       a->rope_high_freq, a->rope_low_freq);
-    return ERR_OK;
-}
-
-int arch_check(const struct arch *a, struct err *err)
-{
-    static const uint8_t none[sizeof a->windowed];
-    const struct family *f = family_find(a->family);
-    if (a->H % a->G != 0)
-        return err_set(err, ERR_INVALID,
-                       "model config: num_attention_heads %d is not a multiple of "
-                       "num_key_value_heads %d",
-                       a->H, a->G);
-    if (f->qkv_by_head && a->G != a->H)
-        return err_set(err, ERR_INVALID,
-                       "model config: a %s model has as many key/value heads as heads, not %d of %d",
-                       a->family, a->G, a->H);
-    if (a->hd % 2 != 0)
-        return err_set(err, ERR_INVALID, "model config: head_dim %d is odd; rope needs pairs",
-                       a->hd);
-    if (((int64_t)a->H + 2 * a->G) * a->hd > 3 << 20 || (int64_t)a->H * a->hd > 1 << 20)
-        return err_set(err, ERR_INVALID,
-                       "model config: %d heads of %d are %lld wide; the limit is %d", a->H, a->hd,
-                       (long long)a->H * a->hd, 1 << 20);
-    if (a->bos >= a->V)
-        return err_set(err, ERR_INVALID, "model config: bos_token_id %d is not below vocab_size %d",
-                       a->bos, a->V);
-    if (a->window == 0 && memcmp(a->windowed, none, sizeof none) != 0)
-        return err_set(err, ERR_INVALID, "model config: layers have a sliding window of no size");
-    if (!act_fits(f, a->act))
-        return err_set(err, ERR_INVALID, "model config: %s is no activation of a %s model",
-                       kept_acts[a->act], a->family);
-    if (f->position == POS_LEARNED && a->max_positions > 1 << 22)
-        return err_set(err, ERR_INVALID, "model config: %d learned positions are too many",
-                       a->max_positions);
-    if (!(a->embed_scale > 0 && a->embed_scale <= 1e6 && a->attn_scale <= 1e6))
-        return err_set(err, ERR_INVALID, "model config: embeddings times %g, scores times %g",
-                       a->embed_scale, a->attn_scale);
-    return check_rope(a, f, err);
 }

@@ -1,4 +1,4 @@
-/* arch_int.h - shared by arch.c, arch_families.c and arch_config.c: typed reading of config.json.
+/* arch_int.h - shared by the files of arch.h: typed reading of config.json.
  *
  * A field that is missing or null takes the default; one of another type or outside its range is
  * an error that names field and value.  The same functions read the form kept in a base file, so
@@ -34,5 +34,27 @@ void arch_set_no_rope(struct arch *a, int layer);
 int cfg_rope_scaling(const json_t *o, struct arch *a, struct err *err);
 /* "gelu_new" and the like. */
 bool activation_parse(const char *name, enum activation *ret);
+/* A family with silu has nothing else; the others have some gelu. */
+bool activation_fits(const struct family *f, enum activation act);
+/* Both say that field `key` is missing, or what it is and what is expected; ERR_INVALID. */
+int cfg_missing(const char *key, struct err *err);
+int cfg_mistyped(const char *key, const json_t *v, const char *expected, struct err *err);
+/* NULL text gives a NULL object; `what` is for the message. */
+int cfg_parse(const char *text, const char *what, json_t **ret, struct err *err);
+
+/* The families' own readers (arch_readers.c). */
+int arch_read_llama(const void *json, struct arch *a, struct err *err);
+int arch_read_mistral(const void *json, struct arch *a, struct err *err);
+int arch_read_qwen2(const void *json, struct arch *a, struct err *err);
+int arch_read_qwen3(const void *json, struct arch *a, struct err *err);
+int arch_read_gpt2(const void *json, struct arch *a, struct err *err);
+int arch_read_neox(const void *json, struct arch *a, struct err *err);
+int arch_read_bloom(const void *json, struct arch *a, struct err *err);
+int arch_read_chatglm(const void *json, struct arch *a, struct err *err);
+int arch_read_glm(const void *json, struct arch *a, struct err *err);
+int arch_read_phi3(const void *json, struct arch *a, struct err *err);
+int arch_read_smollm3(const void *json, struct arch *a, struct err *err);
+int arch_read_gemma2(const void *json, struct arch *a, struct err *err);
+int arch_read_gemma3(const void *json, struct arch *a, struct err *err);
 
 #endif

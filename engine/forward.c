@@ -57,7 +57,7 @@ struct forward {
     const struct compute *compute;
     struct kv_cache *kv;
     const struct ops *ops;
-    struct rope *rope[2];      /* rope[1] of layers with a window, if they have their own; or NULL */
+    struct rope *rope[2];      /* rope[1]: of layers with a window, if they have their own */
     int nropes;
     float *slopes;             /* [H] with ALiBi */
     int max_rows, max_logits;

@@ -65,7 +65,8 @@ static void both_spellings_of_a_config_give_the_same_arch(void **state)
 {
     (void)state;
     static const char *const models[] = { "tiny-llama", "tiny-llama3", "tiny-mistral", "tiny-qwen2",
-                                          "tiny-qwen3" };
+                                          "tiny-qwen3", "tiny-gptneox", "tiny-glm", "tiny-glm4",
+                                          "tiny-gemma2" };
     for (size_t i = 0; i < COUNT(models); i++) {
         char *v5 = read_shared(models[i], "config.json"), *v4 = read_shared(models[i], "config.v4.json");
         if (v5 == NULL || v4 == NULL)

@@ -313,6 +313,30 @@ static const char bloom[] =
     "{\"model_type\":\"bloom\",\"hidden_size\":96,\"n_layer\":3,\"n_head\":6,"
     "\"vocab_size\":320}";
 
+static const char chatglm[] =
+    "{\"model_type\":\"chatglm\",\"hidden_size\":128,\"num_layers\":2,\"num_attention_heads\":4,"
+    "\"multi_query_attention\":true,\"multi_query_group_num\":2,\"kv_channels\":32,"
+    "\"ffn_hidden_size\":192,\"seq_length\":128,\"padded_vocab_size\":320,"
+    "\"add_bias_linear\":false,\"add_qkv_bias\":true}";
+static const char glm4[] =
+    "{\"model_type\":\"glm4\",\"hidden_size\":128,\"num_hidden_layers\":2,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":40,"
+    "\"intermediate_size\":192,\"max_position_embeddings\":128,\"vocab_size\":320}";
+static const char smollm3[] =
+    "{\"model_type\":\"smollm3\",\"hidden_size\":128,\"num_hidden_layers\":3,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"no_rope_layers\":[1,0,1],"
+    "\"intermediate_size\":192,\"max_position_embeddings\":128,\"vocab_size\":320}";
+static const char gemma2[] =
+    "{\"model_type\":\"gemma2\",\"hidden_size\":128,\"num_hidden_layers\":2,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":32,\"sliding_window\":20,"
+    "\"intermediate_size\":192,\"max_position_embeddings\":128,\"vocab_size\":320,"
+    "\"attn_logit_softcapping\":2.0,\"final_logit_softcapping\":3.0}";
+static const char gemma3[] =
+    "{\"model_type\":\"gemma3_text\",\"hidden_size\":128,\"num_hidden_layers\":3,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":1,\"head_dim\":32,\"sliding_window\":20,"
+    "\"sliding_window_pattern\":2,\"intermediate_size\":192,\"max_position_embeddings\":128,"
+    "\"vocab_size\":320}";
+
 static void gpt2_with_learned_positions_keeps_the_promise(void **state)
 {
     (void)state;
@@ -329,6 +353,36 @@ static void bloom_with_slopes_and_rows_that_are_no_blocks_keeps_the_promise(void
 {
     (void)state;
     hold_promise(bloom, "nf4", PREC_EXACT);
+}
+
+static void chatglm_with_pairs_and_two_joined_products_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(chatglm, "nf4", PREC_FAST);
+}
+
+static void glm4_with_norms_after_its_blocks_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(glm4, "nf4", PREC_EXACT);
+}
+
+static void smollm3_without_rope_in_a_layer_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(smollm3, "nf4", PREC_EXACT);
+}
+
+static void gemma2_with_capped_scores_and_windows_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(gemma2, "nf4", PREC_EXACT);
+}
+
+static void gemma3_with_two_ropes_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(gemma3, "nf4", PREC_FAST);
 }
 
 /* Rows whose logits nobody wants are cut off in the last layer; the others must not notice. */
@@ -379,6 +433,7 @@ static void asking_for_fewer_logits_changes_none_of_them(void **state)
     (void)state;
     ask_for_fewer("qwen3");
     ask_for_fewer(neox); /* q, k and v in one product, the residual stream read twice */
+    ask_for_fewer(gemma3); /* two angles per row, the last layer with a window */
 }
 
 /* An adapter must matter: a batch in which nobody's did would pass everything above. */
@@ -413,6 +468,11 @@ int main(void)
         cmocka_unit_test(gpt2_with_learned_positions_keeps_the_promise),
         cmocka_unit_test(neox_with_parallel_residual_and_partial_rope_keeps_the_promise),
         cmocka_unit_test(bloom_with_slopes_and_rows_that_are_no_blocks_keeps_the_promise),
+        cmocka_unit_test(chatglm_with_pairs_and_two_joined_products_keeps_the_promise),
+        cmocka_unit_test(glm4_with_norms_after_its_blocks_keeps_the_promise),
+        cmocka_unit_test(smollm3_without_rope_in_a_layer_keeps_the_promise),
+        cmocka_unit_test(gemma2_with_capped_scores_and_windows_keeps_the_promise),
+        cmocka_unit_test(gemma3_with_two_ropes_keeps_the_promise),
         cmocka_unit_test(asking_for_fewer_logits_changes_none_of_them),
         cmocka_unit_test(adapters_change_the_logits_of_their_rows),
     };
