@@ -467,7 +467,7 @@ static void bad_requests_are_refused_by_field(void **state)
     BAD("prompt", prompt = high), cases[n - 1].q.nprompt = 2;
     BAD("prompt", prompt = low), cases[n - 1].q.nprompt = 1;
     BAD("max_tokens", max_tokens = 0);
-    BAD("stop", nstop = 17);
+    BAD("stop", nstop = GEN_STOP_MAX + 1);
     BAD("stop", nstop = 1), cases[n - 1].q.stop[0] = "";
     BAD("stop", nstop = 1), cases[n - 1].q.stop[0] = long_stop;
     BAD("adapters", nadapters = 9);
