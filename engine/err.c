@@ -38,6 +38,4 @@ int err_set_slug(struct err *err, enum err_code code, const char *slug, const ch
     return rc;
 }
 
-int err_nomem(struct err *err) { return err_set(err, ERR_NOMEM, "out of memory"); }
-
 void err_clear(struct err *err) { memset(err, 0, sizeof *err); }

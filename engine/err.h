@@ -42,8 +42,12 @@ int err_set(struct err *err, enum err_code code, const char *fmt, ...)
 int err_set_slug(struct err *err, enum err_code code, const char *slug, const char *param,
                  const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 
-/* ERR_NOMEM with the usual sentence. */
-int err_nomem(struct err *err);
+/* ERR_NOMEM with the usual sentence.  Inline, so that analysers see that it is never 0. */
+static inline int err_nomem(struct err *err)
+{
+    err_set(err, ERR_NOMEM, "out of memory");
+    return ERR_NOMEM;
+}
 
 /* Forget what is recorded, so that the struct can be used again. */
 void err_clear(struct err *err);
