@@ -226,6 +226,8 @@ double delta_cost(const struct adapter_src *a, const struct adapter_src *b)
     double sum = 0;
     for (size_t i = 0, j = 0; next_pair(a, &i, b, &j, &p, &q);) {
         const struct adapter_src_module *m = p != NULL ? p : q;
+        if (m == NULL) /* next_pair() gives at least one */
+            break;
         const double k = p != NULL ? p->rank : 0, l = q != NULL ? q->rank : 0;
         sum += (k * k + k * l + l * l) * ((double)m->in + m->out) * (p && q && k == l ? 2 : 1);
     }
@@ -273,6 +275,8 @@ static int compare(const struct adapter_src *a, const struct adapter_src *b, str
                            "the adapters are for different bases: %s is %d x %d in the first and "
                            "%d x %d in the second",
                            p->path, p->out, p->in, q->out, q->in);
+        if (p == NULL && q == NULL) /* next_pair() gives at least one */
+            break;
         struct adapter_src_module none = p != NULL ? *p : *q;
         none.rank = 0;
         struct delta_row *row = &d->rows[d->n++];

@@ -187,7 +187,7 @@ static int write_tensor(struct merging *g, const struct st_tensor *t, struct err
     if (m == NULL)
         return write_pieces(g, t, NULL, to, NULL, err);
     int rc = widen(g, m, &f, err);
-    float *sum = rc == ERR_OK ? malloc(f.cols * sizeof *sum) : NULL;
+    float *sum = rc == ERR_OK ? malloc((f.cols + 1) * sizeof *sum) : NULL;
     if (rc == ERR_OK && sum == NULL)
         rc = err_nomem(err);
     if (rc == ERR_OK)

@@ -354,7 +354,10 @@ static int show_text(const struct store_version *v, const struct adapter_src *a,
         table_cell(&t, m->rank == m->init_rank ? "%d" : "%d of %d", m->rank, m->init_rank);
         table_cell(&t, "%g", m->alpha);
         table_cell(&t, "%g", m->scaling);
-        table_cell(&t, norm != NULL ? "%.4g" : "", norm != NULL ? norm[i] : 0);
+        if (norm != NULL)
+            table_cell(&t, "%.4g", norm[i]);
+        else
+            table_cell(&t, "%s", "");
         table_cell(&t, "%d x %d", m->out, m->in);
         table_cell(&t, "%s", kept);
         table_end_row(&t);

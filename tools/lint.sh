@@ -28,7 +28,7 @@ done
 
 checks='-*,clang-analyzer-*,bugprone-*'
 for off in easily-swappable-parameters reserved-identifier narrowing-conversions branch-clone \
-    implicit-widening-of-multiplication-result assignment-in-if-condition macro-parentheses; do
+    implicit-widening-of-multiplication-result assignment-in-if-condition macro-parentheses sizeof-expression; do
     checks="$checks,-bugprone-$off"
 done
 checks="$checks,-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling"
