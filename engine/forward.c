@@ -10,76 +10,21 @@
  * All keys of a step are stored before any row attends, so rows of one chunk see each other.
  *
  * In the last layer only rows whose logits are wanted go past their keys and values: the others'
- * outputs are read by nobody.  The rows are moved together then (trim()).
+ * outputs are read by nobody.  The rows are moved together then (forward_trim()).
  *
  * All memory is taken in forward_create(). */
-#include "engine/forward.h"
+#include "engine/forward_int.h"
 
 #include "engine/attn.h"
-#include "engine/lora.h"
 #include "engine/mem.h"
-#include "engine/ops.h"
-#include "engine/rope.h"
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* Elements below which a loop over rows stays in the caller, and elements of a piece. */
 enum { SERIAL_ELEMENTS = 32768, PIECE_ELEMENTS = 8192 };
-/* Multiply-adds that a piece of attention is cut to, if one block of queries is not more; and
- * below which attention stays in the caller. */
-enum { ATTN_PIECE = 1 << 20, ATTN_SERIAL = 1 << 16 };
-
-/* One row of the step. */
-struct row {
-    const struct span *span;
-    int pos;
-    int32_t token;
-};
-
-/* Neighbouring rows of one sequence, for attention. */
-struct piece {
-    const int32_t *pages;
-    int pos, row, n;
-    int level; /* log2 of the cost */
-};
-
-/* Where q, k or v are: head h of row r at p + r * ld + h * step. */
-struct heads {
-    float *p;
-    int ld, step;
-};
-
-struct forward {
-    const struct base *base;
-    const struct family *family;
-    const struct compute *compute;
-    struct kv_cache *kv;
-    const struct ops *ops;
-    struct rope *rope[2];      /* rope[1]: of layers with a window, if they have their own */
-    int nropes;
-    float *slopes;             /* [H] with ALiBi */
-    int max_rows, max_logits;
-    struct act act;
-    void *mem;
-    size_t mem_bytes;
-    /* [max_rows][...] unless said otherwise */
-    float *x, *h, *t;          /* residual stream; a normed copy; what a block adds.  [D] */
-    struct heads q, k, v;      /* in matrices of their own, or in one */
-    float *att;                /* [H hd] */
-    float *gate, *up;          /* rows ld_gate apart, in the same memory as q, k, v, att */
-    int ld_gate;               /* F, or 2 F if they are halves of one product */
-    float *cos, *sin;          /* [nropes][rot / 2] */
-    float *lora;
-    float *logits;             /* [max_logits][V] */
-    struct row *rows;
-    struct lora_group *groups;
-    struct piece *pieces, *sorted;
-    /* of the step */
-    int nrows, ngroups, npieces;
-    int64_t attn_cost;
-};
+/* Multiply-adds below which attention stays in the caller. */
+enum { ATTN_SERIAL = 1 << 16 };
 
 /* --- memory -------------------------------------------------------------------------------- */
 static size_t up64(size_t n) { return (n + 63) & ~(size_t)63; }
@@ -91,15 +36,13 @@ static void *carve(char *mem, size_t *at, size_t bytes)
     return p;
 }
 
-static bool is_fused(const struct forward *f) { return f->family->module_path[MOD_QKV] != NULL; }
-
 /* Products of q, k and v, [max_rows][...] each or together. */
 static void lay_out_heads(struct forward *f, const struct arch *a, size_t T, size_t *at)
 {
     const size_t one = sizeof(float), Q = (size_t)a->H * (size_t)a->hd;
     const size_t K = (size_t)a->G * (size_t)a->hd;
     char *m = f->mem;
-    if (!is_fused(f)) {
+    if (!forward_joined(f)) {
         f->q = (struct heads){ carve(m, at, T * Q * one), (int)Q, a->hd };
         f->k = (struct heads){ carve(m, at, T * K * one), (int)K, a->hd };
         f->v = (struct heads){ carve(m, at, T * K * one), (int)K, a->hd };
@@ -220,107 +163,6 @@ void forward_destroy(struct forward *f)
     if (f->mem != NULL)
         mem_free(f->mem, f->mem_bytes);
     free(f);
-}
-
-/* --- the plan of a step ---------------------------------------------------------------------- */
-static bool same_set(const struct lora_set *a, const struct lora_set *b)
-{
-    return a == b || lora_set_equal(a, b);
-}
-
-static void plan_groups(struct forward *f)
-{
-    f->ngroups = 0;
-    for (int r = 0; r < f->nrows; r++) {
-        const struct lora_set *set = f->rows[r].span->lora;
-        if (f->ngroups > 0 && same_set(f->groups[f->ngroups - 1].set, set))
-            f->groups[f->ngroups - 1].end = r + 1;
-        else
-            f->groups[f->ngroups++] = (struct lora_group){ r, r + 1, set };
-    }
-}
-
-/* Multiply-adds of one row at position pos, for one key/value head. */
-static int64_t row_cost(const struct arch *a, int pos)
-{
-    return (int64_t)(pos + 1) * a->hd * 2 * (a->H / a->G);
-}
-
-/* Pieces of about equal cost; at least one full block of queries each, if the rows suffice. */
-static void plan_pieces(struct forward *f)
-{
-    const struct arch *a = &f->base->arch;
-    const int heads = a->H / a->G, least = (OPS_QUERIES + heads - 1) / heads;
-    f->npieces = 0;
-    f->attn_cost = 0;
-    for (int r = 0, n; r < f->nrows; r += n) {
-        int run = 1;
-        while (r + run < f->nrows && f->rows[r + run].span == f->rows[r].span)
-            run++;
-        const int64_t cost = row_cost(a, f->rows[r].pos + run);
-        n = cost < ATTN_PIECE ? (int)(ATTN_PIECE / cost) : 1;
-        n = n < least ? least : n;
-        n = n > run ? run : n;
-        const uint64_t all = (uint64_t)cost * (uint64_t)n;
-        const int level = 63 - __builtin_clzll(all);
-        f->pieces[f->npieces++] = (struct piece){ f->rows[r].span->kv->pages, f->rows[r].pos,
-                                                  r, n, level };
-        f->attn_cost += (int64_t)all * a->G;
-    }
-    /* The costliest first, so that nobody starts a long piece when the others are done. */
-    int first[65] = { 0 };
-    for (int i = 0; i < f->npieces; i++)
-        first[63 - f->pieces[i].level + 1]++;
-    for (int i = 1; i < 65; i++)
-        first[i] += first[i - 1];
-    for (int i = 0; i < f->npieces; i++)
-        f->sorted[first[63 - f->pieces[i].level]++] = f->pieces[i];
-}
-
-static void plan(struct forward *f, const struct span *spans, int nspans)
-{
-    f->nrows = 0;
-    for (int s = 0; s < nspans; s++)
-        for (int i = 0; i < spans[s].n; i++)
-            f->rows[f->nrows++] =
-                (struct row){ &spans[s], spans[s].pos + i, spans[s].tokens[i] };
-    plan_groups(f);
-    plan_pieces(f);
-}
-
-static bool wanted(const struct row *r)
-{
-    return r->pos - r->span->pos >= r->span->n - r->span->nlogits;
-}
-
-static void move_row(float *p, size_t to, size_t from, size_t n)
-{
-    memmove(p + to * n, p + from * n, n * sizeof *p);
-}
-
-/* Keep only the rows whose logits are wanted: x, h, the angles, and q if it came with k and v. */
-static void trim(struct forward *f)
-{
-    const size_t D = (size_t)f->base->arch.D;
-    const size_t angles = (size_t)f->nropes * (size_t)(f->base->arch.rot / 2);
-    size_t n = 0;
-    for (size_t r = 0; r < (size_t)f->nrows; r++) {
-        if (!wanted(&f->rows[r]))
-            continue;
-        if (n < r) {
-            move_row(f->x, n, r, D);
-            move_row(f->h, n, r, D);
-            move_row(f->cos, n, r, angles);
-            move_row(f->sin, n, r, angles);
-            if (is_fused(f))
-                move_row(f->q.p, n, r, (size_t)f->q.ld);
-            f->rows[n] = f->rows[r];
-        }
-        n++;
-    }
-    f->nrows = (int)n;
-    plan_groups(f);
-    plan_pieces(f);
 }
 
 /* --- loops over rows ------------------------------------------------------------------------- */
@@ -564,9 +406,9 @@ static void block_qkv(struct forward *f, int l, bool only_wanted)
     const struct arch *a = &f->base->arch;
     struct loop loop = { .f = f, .layer = &f->base->layers[l], .l = l };
     float *const y[] = { f->q.p, f->k.p, f->v.p };
-    const bool q_first = is_fused(f) || !only_wanted;
+    const bool q_first = forward_joined(f) || !only_wanted;
     pack(f, f->h, a->D, a->D);
-    if (is_fused(f))
+    if (forward_joined(f))
         linear(f, l, f->h, a->D, &fused, 1, y);
     else if (q_first)
         linear(f, l, f->h, a->D, mods, 3, y);
@@ -574,7 +416,7 @@ static void block_qkv(struct forward *f, int l, bool only_wanted)
         linear(f, l, f->h, a->D, mods + 1, 2, y + 1);
     rows_run(f, &loop, a->G * a->hd * 4, kv_fn);
     if (only_wanted)
-        trim(f);
+        forward_trim(f);
     if (f->nrows == 0)
         return;
     if (!q_first) {
@@ -657,7 +499,7 @@ const float *forward_run(struct forward *f, const struct span *spans, int nspans
     const struct arch *a = &f->base->arch;
     struct loop loop = { .f = f, .norm = &f->base->layers[0].norm[NORM_ATTN],
                          .which = NORM_ATTN };
-    plan(f, spans, nspans);
+    forward_plan(f, spans, nspans);
     int nwanted = 0;
     for (int s = 0; s < nspans; s++)
         nwanted += spans[s].nlogits;
