@@ -2,6 +2,7 @@
  * files as one sorted list.  A GGUF file becomes the same things (import_gguf.c). */
 #include "engine/import_int.h"
 
+#include "engine/sentencepiece.h"
 #include "engine/util.h"
 
 #include <jansson.h>
@@ -379,9 +380,41 @@ static int by_file_name(const void *pa, const void *pb)
     return strcmp(a->name, b->name);
 }
 
+/* A tokenizer.model becomes the tokenizer.json that the folder lacks. */
+static int read_spm(struct source *s, struct err *err)
+{
+    if (source_text(s, "tokenizer.json") != NULL || !has_file(s, "tokenizer.model"))
+        return ERR_OK;
+    struct source_file *f = new_file(s, "tokenizer.model");
+    char *path = path_join(s->dir, "tokenizer.model"), *json = NULL;
+    int rc = f == NULL || path == NULL ? err_nomem(err)
+                                       : file_read(path, MAX_TOKENIZER, &f->text, &f->len, err);
+    const struct source_file *config = source_text(s, "tokenizer_config.json");
+    const struct source_file *added = source_text(s, "added_tokens.json");
+    if (rc == ERR_OK)
+        rc = spm_tokenizer(f->text, f->len, config ? config->text : NULL,
+                           added ? added->text : NULL, &json, err);
+    if (rc == ERR_OK)
+        rc = source_add_made(s, "tokenizer.json", json, err);
+    free(json);
+    free(path);
+    return rc;
+}
+
+/* tokenizer.model and what only it needs. */
+static int read_vocabulary(struct source *s, struct err *err)
+{
+    int rc = ERR_OK;
+    if (source_text(s, "tokenizer.json") == NULL && has_file(s, "added_tokens.json"))
+        rc = read_small(s, "added_tokens.json", MAX_JSON, true, err);
+    return rc == ERR_OK ? read_spm(s, err) : rc;
+}
+
 static int open_folder(struct source *ret, struct err *err)
 {
     int rc = read_small_files(ret, err);
+    if (rc == ERR_OK)
+        rc = read_vocabulary(ret, err);
     if (rc == ERR_OK) {
         const struct source_file *gen = source_text(ret, "generation_config.json");
         rc = arch_from_config(source_text(ret, "config.json")->text, gen ? gen->text : NULL,
@@ -400,7 +433,7 @@ int source_open(const char *path, struct source *ret, struct err *err)
 {
     struct stat st;
     *ret = (struct source){ .dir = strdup(path) };
-    ret->files = calloc(MAX_SHARDS + NSMALL + 1, sizeof *ret->files);
+    ret->files = calloc(MAX_SHARDS + NSMALL + 5, sizeof *ret->files);
     if (ret->dir == NULL || ret->files == NULL)
         return err_nomem(err);
     int rc = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? source_open_gguf(path, ret, err)

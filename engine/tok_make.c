@@ -87,24 +87,44 @@ static json_t *added_token(size_t id, const struct piece *p)
                      "lstrip", 0, "rstrip", 0, "normalized", 0, "special", p->type != PIECE_USER);
 }
 
+/* Tokens that were added to the vocabulary later; marks ids of pieces among them. */
+static int add_extra(const struct vocab *v, json_t *added, uint8_t *listed, struct err *err)
+{
+    for (size_t i = 0; i < json_array_size(v->extra); i++) {
+        json_t *o = json_array_get(v->extra, i);
+        const char *content = json_string_value(json_object_get(o, "content"));
+        json_int_t id = json_integer_value(json_object_get(o, "id"));
+        if (json_array_append(added, o) != 0)
+            return err_nomem(err);
+        if (id < 0 || (size_t)id >= v->n)
+            continue;
+        const struct piece *p = &v->pieces[id];
+        if (p->len != strlen(content) || memcmp(p->s, content, p->len) != 0)
+            return err_set(err, ERR_INVALID,
+                           "tokenizer: token %lld is \"%.*s\", but it was added as \"%.60s\"",
+                           (long long)id, (int)(p->len < 60 ? p->len : 60), p->s, content);
+        listed[id] = 1;
+    }
+    return ERR_OK;
+}
+
 /* `added_in_vocab`: added tokens stand in the vocabulary too, but for those of the user with a
  * space, whose names differ. */
-static int make_vocab(const struct vocab *v, bool added_in_vocab, json_t **ret_vocab,
-                      json_t **ret_added, struct err *err)
+static int put_pieces(const struct vocab *v, bool added_in_vocab, const uint8_t *listed,
+                      json_t *vocab, json_t *added, struct err *err)
 {
-    json_t *vocab = *ret_vocab = json_object(), *added = *ret_added = json_array();
     for (size_t i = 0; i < v->n; i++) {
         const struct piece *p = &v->pieces[i];
         json_t *text = text_of(p);
         if (text == NULL)
             return bad_piece(i, "is not UTF-8", err);
         json_decref(text);
-        bool spaced = added_in_vocab && p->type == PIECE_USER && has_mark(p);
+        bool spaced = added_in_vocab && p->type == PIECE_USER && has_mark(p) && !listed[i];
         if (spaced && v->prefix_space)
             return bad_piece(i, "is the user's own and has a space, which cannot be kept apart "
                                 "from the one in front of a text", err);
         int rc = 0;
-        if (is_added(p))
+        if (is_added(p) && !listed[i])
             rc |= json_array_append_new(added, added_token(i, p));
         if (!is_added(p) || (added_in_vocab && !spaced))
             rc |= json_object_setn_new(vocab, p->s, p->len, json_integer((json_int_t)i));
@@ -112,6 +132,19 @@ static int make_vocab(const struct vocab *v, bool added_in_vocab, json_t **ret_v
             return err_nomem(err);
     }
     return ERR_OK;
+}
+
+static int make_vocab(const struct vocab *v, bool added_in_vocab, json_t **ret_vocab,
+                      json_t **ret_added, struct err *err)
+{
+    uint8_t *listed = calloc(v->n, 1);
+    *ret_vocab = json_object();
+    *ret_added = json_array();
+    int rc = listed ? add_extra(v, *ret_added, listed, err) : err_nomem(err);
+    if (rc == ERR_OK)
+        rc = put_pieces(v, added_in_vocab, listed, *ret_vocab, *ret_added, err);
+    free(listed);
+    return rc;
 }
 
 static void add_special(json_t *single, json_t *specials, const struct piece *p, int id)
@@ -162,7 +195,6 @@ static int make_text(const struct vocab *v, json_t *added, json_t *normalizer, j
 struct pair {
     float score;
     uint32_t id, left, right; /* of the piece and its halves */
-    uint16_t chars[2];        /* of the halves */
 };
 
 struct pairs {
@@ -170,15 +202,12 @@ struct pairs {
     size_t n, cap;
 };
 
-/* Best score first; of one score, longer halves first, then as the vocabulary has them. */
+/* Best score first; of one score, as the vocabulary has them. */
 static int by_rank(const void *pa, const void *pb)
 {
     const struct pair *a = pa, *b = pb;
     if (a->score != b->score)
         return a->score > b->score ? -1 : 1;
-    for (int i = 0; i < 2; i++)
-        if (a->chars[i] != b->chars[i])
-            return a->chars[i] > b->chars[i] ? -1 : 1;
     if (a->id != b->id)
         return a->id < b->id ? -1 : 1;
     if (a->left != b->left)
@@ -189,14 +218,6 @@ static int by_rank(const void *pa, const void *pb)
 static bool can_merge(const struct piece *p)
 {
     return p->type == PIECE_NORMAL || p->type == PIECE_UNUSED;
-}
-
-static size_t count_chars(const char *s, size_t len)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < len; i++)
-        n += ((unsigned char)s[i] & 0xc0) != 0x80;
-    return n;
 }
 
 static int add_pair(struct pairs *ps, struct pair p, struct err *err)
@@ -227,10 +248,7 @@ static int find_halves(const struct vocab *v, const struct tok_map *map, size_t 
         if (right < 0 || !can_merge(&v->pieces[left]) || !can_merge(&v->pieces[right]))
             continue;
         rc = add_pair(ps, (struct pair){ .score = p->score, .id = (uint32_t)id,
-                                         .left = (uint32_t)left, .right = (uint32_t)right,
-                                         .chars = { (uint16_t)count_chars(p->s, at),
-                                                    (uint16_t)count_chars(p->s + at, p->len - at) } },
-                      err);
+                                         .left = (uint32_t)left, .right = (uint32_t)right }, err);
     }
     return rc;
 }

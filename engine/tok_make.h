@@ -40,6 +40,8 @@ struct vocab {
     bool prefix_space;          /* a text begins with one more space */
     bool prefix_once;           /* only at its very beginning, not after added tokens */
     bool squeeze_spaces;        /* runs of spaces become one, none is left at the ends */
+    const void *extra;          /* a json_t list of added tokens as in tokenizer.json, or NULL; they
+                                 * come before what the type of a piece says */
 };
 
 enum { PIECE_MAX_BYTES = 512 };

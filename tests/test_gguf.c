@@ -139,7 +139,7 @@ static void put_vocab(struct file *f, const char *pre)
     put32(f, GGUF_STRING);
     put64(f, 256);
     for (int i = 0; i < 256; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "t%d", i);
         put_text(f, name);
     }
