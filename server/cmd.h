@@ -13,6 +13,7 @@ extern const char lorad_version[];
 
 int cmd_serve(int argc, char **argv);      /* cmd_serve.c */
 int cmd_import(int argc, char **argv);     /* cmd_import.c */
+int cmd_pull(int argc, char **argv);       /* cmd_pull.c */
 int cmd_quantize(int argc, char **argv);   /* cmd_quantize.c */
 int cmd_tokenize(int argc, char **argv);   /* cmd_tokenize.c */
 int cmd_generate(int argc, char **argv);   /* cmd_generate.c */

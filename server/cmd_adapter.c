@@ -4,6 +4,8 @@
  * within a second. */
 #include "server/cmd.h"
 #include "server/cmd_adapter.h"
+#include "server/hub.h"
+#include "server/stop.h"
 
 #include "engine/delta.h"
 #include "engine/safetensors.h"
@@ -151,6 +153,28 @@ static int print_added(const struct store_version *v, bool is_new, bool json)
     return output_done();
 }
 
+/* A folder, or hub:ORG/NAME[@REVISION]. */
+static int load_dir_or_hub(const struct opts *o, const struct arch *arch, const char *from,
+                           struct adapter_src **ret, struct err *err)
+{
+    static const char scheme[] = "hub:";
+    struct hub_ref ref;
+    struct hub_opts hub;
+    char *dir = NULL;
+    if (strncmp(from, scheme, sizeof scheme - 1) != 0)
+        return peft_load_dir(arch, from, ret, err);
+    int rc = hub_ref_parse(from + sizeof scheme - 1, &ref, err);
+    if (rc == ERR_OK && !hub_opts_read(o, &hub))
+        rc = err_set(err, ERR_INVALID, "nothing was downloaded");
+    stop_catch();
+    if (rc == ERR_OK)
+        rc = hub_fetch(&hub, &ref, HUB_ADAPTER, &dir, err);
+    if (rc == ERR_OK)
+        rc = peft_load_dir(arch, dir, ret, err);
+    free(dir);
+    return rc;
+}
+
 static int add(struct job *j)
 {
     const struct opts *o = j->o;
@@ -161,7 +185,7 @@ static int add(struct job *j)
     char base_hash[65];
     int rc = adapter_read_base(opt_str(o, "base"), &arch, base_hash, &j->err);
     if (rc == ERR_OK && opts_nargs(o) == 2)
-        rc = peft_load_dir(&arch, opts_arg(o, 1), &src, &j->err);
+        rc = load_dir_or_hub(o, &arch, opts_arg(o, 1), &src, &j->err);
     else if (rc == ERR_OK)
         rc = read_two_files(&arch, config, weights, &src, &file, &j->err);
 
@@ -190,6 +214,7 @@ static int adapter_add(int argc, char **argv)
         { "weights", 0, "FILE", NULL, "adapter_model.safetensors, instead of DIR", false },
         OPT_TENANT,
         { "no-activate", 0, NULL, NULL, "do not make the new version live", false },
+        HUB_OPTIONS,
         OPT_JSON,
         { .name = NULL },
     };
@@ -197,7 +222,8 @@ static int adapter_add(int argc, char **argv)
     struct opts *o = opts_parse(argc, argv, options, "adapter add NAME DIR --base FILE --db FILE",
                                 "Checks a PEFT adapter against the base and adds it as a new"
                                 " version of NAME.  DIR holds adapter_config.json and"
-                                " adapter_model.safetensors.", 1, 2, &code);
+                                " adapter_model.safetensors,\nor is hub:ORG/NAME[@REVISION].", 1, 2,
+                                &code);
     if (o == NULL)
         return code;
     const bool config = opt_str(o, "config-file") != NULL, weights = opt_str(o, "weights") != NULL;
@@ -528,7 +554,7 @@ static int adapter_rm(int argc, char **argv)
 int cmd_adapter(int argc, char **argv)
 {
     static const struct subcmd table[] = {
-        { "add", "NAME DIR --base FILE", "add a PEFT folder as a new version",
+        { "add", "NAME DIR|hub:ORG/NAME --base FILE", "add a PEFT folder as a new version",
           adapter_add },
         { "list", "", "list adapters", adapter_list },
         { "show", "NAME[@VERSION]", "facts of a version and its modules", adapter_show },

@@ -19,6 +19,7 @@ static int cmd_version(int argc, char **argv)
 static const struct cmd commands[] = {
     { "serve", "serve a base and its adapters over HTTP", cmd_serve },
     { "import", "make a base file from a Hugging Face folder", cmd_import },
+    { "pull", "download a model from the Hugging Face hub and make a base file of it", cmd_pull },
     { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
     { "tokenize", "text to token ids and back", cmd_tokenize },
     { "generate", "continue a prompt", cmd_generate },
