@@ -24,14 +24,14 @@ static const char *last_word(const char *path)
 
 /* Which modules occur, in order, and the first path of each. */
 struct columns {
-    int n, module[MOD_COUNT];
-    const char *name[MOD_COUNT];
+    int n, module[MOD_SLOTS];
+    const char *name[MOD_SLOTS];
 };
 
 static struct columns columns_of(const struct adapter_src *a)
 {
     struct columns c = { 0 };
-    for (int m = 0; m < MOD_COUNT; m++)
+    for (int m = 0; m < MOD_SLOTS; m++)
         for (size_t i = 0; i < a->nmodules; i++)
             if ((int)a->modules[i].module == m) {
                 c.module[c.n] = m;
