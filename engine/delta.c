@@ -39,10 +39,15 @@ int delta_check(const struct adapter_src *a, struct err *err)
         factors += (uint64_t)m->rank *
                    ((uint64_t)m->in + (uint64_t)m->out + (a->method == METHOD_ADALORA ? 1 : 0));
     }
+    if (a->nextras > 0)
+        return err_set(err, ERR_INVALID,
+                       "the adapter has the tensor %s, which is no factor: diff, export and merge do "
+                       "not take it",
+                       a->extras[0].name);
     if (a->params != factors)
         return err_set(err, ERR_INVALID,
-                       "the adapter has %llu numbers beside its factors (biases or replaced "
-                       "layers), which diff, export and merge do not take",
+                       "the adapter has %llu numbers beside its factors, which diff, export and merge "
+                       "do not take",
                        (unsigned long long)(a->params - factors));
     return ERR_OK;
 }

@@ -296,7 +296,28 @@ def merge_refusals(root):
         check(r.returncode == 1 and "4-bit" in r.stderr, f"4-bit weights are refused {r.stderr.strip()[:100]}")
 
 
+# --- what is more than factors -------------------------------------------------------------------
+def refusals(root):
+    source = shared("golden", "models", "tiny-llama")
+    if not source:
+        return
+    base, adapters = f32_base(root, source), os.path.join(SHARED, "golden", "adapters", "tiny-llama")
+    for kind, says in [("dora", "method is dora"), ("lora_lorabias", "lora_B.bias"), ("lora_embed_head", "lm_head"),
+                       ("lora_mts", "tensor lm_head.weight")]:
+        adapter, out = os.path.join(adapters, kind), os.path.join(root, "no-" + kind)
+        for args in (["diff", adapter, os.path.join(adapters, "adalora")], ["export", adapter, "-o", out, "--as", "lora"],
+                     ["export", adapter, "-o", out, "--as", "gguf"], ["merge", adapter, "--into", source, "-o", out]):
+            r = lorad("adapter", *args, "--base", base, ok=False)
+            check(r.returncode == 1 and says in r.stderr and not os.path.exists(out),
+                  f"{args[0]} refuses {kind} by name: {r.stderr.strip()[:90]}")
+        lorad("adapter", "export", adapter, "-o", out, "--base", base)
+        name = "adapter_model.safetensors"
+        check(read_safetensors(os.path.join(out, name)) == read_safetensors(os.path.join(adapter, name)),
+              f"export as peft keeps {kind} as it is")
+
+
 with Folder() as root:
+    refusals(root)
     merges(root)
     merge_refusals(root)
     plain_loras(root)
