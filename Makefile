@@ -17,6 +17,7 @@ DEBS    := gcc make pkg-config libsqlite3-dev libmicrohttpd-dev libjansson-dev l
            libutf8proc-dev libsodium-dev nettle-dev libarchive-dev libcurl4-openssl-dev
 TEST_DEBS := libcmocka-dev libopenblas-dev curl sqlite3 python3
 LINT_DEBS := clang clang-tidy cppcheck
+FUZZ_DEBS := clang libclang-rt-dev libcmocka-dev
 
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 DEFS    = -D_GNU_SOURCE -DLORAD_VERSION='"$(VERSION)"'
@@ -31,6 +32,7 @@ OBJ     := $(SRC:%.c=$(B)/%.o) $(B)/web_files.o
 LIB_OBJ := $(filter-out $(B)/server/main.o,$(OBJ))
 TESTS   := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/test_*.c)))
 SCRIPTS := $(sort $(wildcard tests/test_*.sh tests/test_*.py))
+FUZZERS := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/fuzz_*.c)))
 BENCHES := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/bench_*.c)))
 SUPPORT := $(patsubst %.c,$(B)/%.o,$(wildcard tests/support*.c))
 
@@ -39,7 +41,7 @@ all: $(B)/lorad ## build build/lorad (default)
 # --- set-up ----------------------------------------------------------------------------------
 # config.mk holds the compiler flags of the packages; making it installs what is missing.  Silent
 # when nothing is; uses sudo only when not root, and asks only on a terminal.
-ifeq ($(filter help clean deps test-deps lint-deps,$(MAKECMDGOALS)),)
+ifeq ($(filter help clean deps test-deps lint-deps fuzz-deps,$(MAKECMDGOALS)),)
 -include $(B)/config.mk
 endif
 
@@ -57,6 +59,9 @@ test-deps:
 
 lint-deps:
 	@sh tools/deps.sh "" $(LINT_DEBS)
+
+fuzz-deps:
+	@sh tools/deps.sh "cmocka" $(FUZZ_DEBS)
 
 # --- the program -----------------------------------------------------------------------------
 $(B)/lorad: $(B)/server/main.o $(B)/lorad.a
@@ -119,6 +124,22 @@ asan: ## run the C tests under AddressSanitizer and UBSan
 tsan: ## run the C tests under ThreadSanitizer
 	$(MAKE) test B=build/tsan OPT='-O1 -g' SAN=-fsanitize=thread SANITIZED=1
 
+# Fuzzing: T=tar for one target, FUZZ_SECONDS for each.  A crash leaves its input in build/fuzz/found.
+# The kernels parse nothing and take clang many minutes with all that, so they go without.
+FUZZ_SECONDS ?= 30
+ifdef FUZZING
+$(B)/engine/kernels_%.o $(B)/engine/lora_avx%.o $(B)/engine/ops_avx%.o: override SAN :=
+endif
+fuzz: fuzz-deps ## let clang's fuzzer loose on every parser, FUZZ_SECONDS=30 each
+	$(MAKE) fuzz-run B=build/fuzz CC=clang FUZZING=1 OPT='-O1 -g -fno-omit-frame-pointer' \
+	    SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all'
+
+$(B)/tests/fuzz_%: $(B)/tests/fuzz_%.o $(SUPPORT) $(B)/lorad.a
+	$(CC) -fsanitize=fuzzer -o $@ $^ -lcmocka $(LIBS)
+
+fuzz-run: $(if $(T),$(B)/tests/fuzz_$(T),$(FUZZERS))
+	@sh tools/fuzz.sh $(B) $(FUZZ_SECONDS) $^
+
 lint: lint-deps all ## clang's warnings, clang-tidy, cppcheck, direction of includes
 	@CC=$(CC) sh tools/lint.sh "$(PKG_CFLAGS)" $(SRC)
 
@@ -128,7 +149,7 @@ clean: ## remove build/
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-9s %s\n",$$1,$$2}'
 
-.PHONY: all deps test-deps lint-deps run test bench asan tsan lint install clean help
+.PHONY: all deps test-deps lint-deps fuzz-deps run test bench asan tsan fuzz fuzz-run lint install clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
 -include $(OBJ:.o=.d) $(wildcard $(B)/tests/*.d)

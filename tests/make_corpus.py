@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+"""make_corpus.py LORAD - write the seeds of the fuzz targets to tests/corpus, where they are kept.
+
+LORAD is the program (build/lorad), which imports the seeds of base files.  Run it again when a
+format changes.  Inputs that once crashed are added by hand as tests/corpus/NAME/found-*, which this
+leaves alone.
+"""
+import io
+import json
+import os
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
+random.seed(1)
+
+
+def seed(target, name, data):
+    folder = os.path.join(HERE, target)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, name), "wb") as f:
+        f.write(data if isinstance(data, bytes) else data.encode())
+
+
+def dump(value):
+    return json.dumps(value, separators=(",", ":"))
+
+
+def bf16(n):
+    return b"".join(struct.pack("<f", random.gauss(0, 0.1))[2:] for _ in range(n))
+
+
+def f32(n):
+    return b"".join(struct.pack("<f", random.gauss(0, 0.1)) for _ in range(n))
+
+
+def f16(n):
+    return b"".join(struct.pack("<e", random.gauss(0, 0.1)) for _ in range(n))
+
+
+def i64(n):
+    return b"".join(struct.pack("<q", i) for i in range(n))
+
+
+def safetensors(tensors, meta=None):
+    """tensors: name -> (dtype, shape, bytes)"""
+    head, data = {}, b""
+    if meta is not None:
+        head["__metadata__"] = meta
+    for name, (dtype, shape, raw) in tensors.items():
+        head[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = dump(head).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+# --- configs -----------------------------------------------------------------------------------
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+         "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 8,
+         "max_position_embeddings": 64, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+         "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": [2, 3]}
+LLAMA3 = dict(LLAMA, rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                   "high_freq_factor": 4.0, "original_max_position_embeddings": 16})
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 8,
+         "max_position_embeddings": 64, "rms_norm_eps": 1e-06,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+         "use_sliding_window": False, "attention_bias": False, "tie_word_embeddings": False}
+QWEN2 = dict(QWEN3, architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_sliding_window=True,
+             sliding_window=16, max_window_layers=1,
+             layer_types=["full_attention", "sliding_attention"])
+MISTRAL = dict(LLAMA, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=16)
+CONFIGS = {"llama": LLAMA, "llama3": LLAMA3, "qwen2": QWEN2, "qwen3": QWEN3, "mistral": MISTRAL}
+
+# --- tokenizers --------------------------------------------------------------------------------
+ADDED = [{"id": i, "content": c, "single_word": False, "lstrip": False, "rstrip": i == 2,
+          "normalized": False, "special": True} for i, c in enumerate(["<unk>", "<s>", "</s>"])]
+
+
+def tokenizer(vocab, merges, **parts):
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+             "ignore_merges": False, "vocab": {t: i for i, t in enumerate(vocab)}, "merges": merges}
+    model.update(parts.pop("model", {}))
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": ADDED,
+             "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None}
+    whole.update(parts)
+    return dump(dict(whole, model=model))
+
+
+SMALL = ["<unk>", "<s>", "</s>", "a", "b", "ab", "e", "ee"]
+POST = {"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
+LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+TOKENIZERS = {
+    "bytelevel": tokenizer(SMALL, ["a b", "e e"], pre_tokenizer=LEVEL, decoder=LEVEL,
+                           post_processor=POST, normalizer={"type": "NFC"}),
+    "sentencepiece": tokenizer(
+        ["<unk>", "<s>", "</s>"] + ["<0x%02X>" % i for i in range(256)] + ["▁", "H", "e", "l", "He", "▁He"],
+        [["H", "e"], ["▁", "He"]],
+        model={"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True},
+        normalizer={"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        post_processor=POST,
+        decoder={"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}),
+    "split": tokenizer(
+        SMALL, ["a b"], decoder={"type": "ByteLevel", "add_prefix_space": False},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+"},
+             "behavior": "Isolated", "invert": False},
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}),
+    "metaspace": tokenizer(
+        SMALL, ["a b"], model={"unk_token": "<unk>"},
+        pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
+        decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
+}
+
+
+# --- base files --------------------------------------------------------------------------------
+def base(lorad, config, *options):
+    D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    hd = config["head_dim"]
+    q, kv = config["num_attention_heads"] * hd, config["num_key_value_heads"] * hd
+    shapes = {"model.embed_tokens.weight": [V, D], "model.norm.weight": [D]}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = [V, D]
+    for layer in range(config["num_hidden_layers"]):
+        for name, shape in {"self_attn.q_proj": [q, D], "self_attn.k_proj": [kv, D],
+                            "self_attn.v_proj": [kv, D], "self_attn.o_proj": [D, q],
+                            "mlp.gate_proj": [F, D], "mlp.up_proj": [F, D], "mlp.down_proj": [D, F],
+                            "input_layernorm": [D], "post_attention_layernorm": [D]}.items():
+            shapes["model.layers.%d.%s.weight" % (layer, name)] = shape
+        if config["model_type"] == "qwen3":
+            for name in "q_norm", "k_norm":
+                shapes["model.layers.%d.self_attn.%s.weight" % (layer, name)] = [hd]
+    with tempfile.TemporaryDirectory() as d:
+        tensors = {n: ("BF16", s, bf16(s[0] * (s[1] if len(s) > 1 else 1))) for n, s in shapes.items()}
+        files = {"config.json": dump(config).encode(), "tokenizer.json": TOKENIZERS["bytelevel"].encode(),
+                 "model.safetensors": safetensors(tensors)}
+        for name, data in files.items():
+            with open(os.path.join(d, name), "wb") as f:
+                f.write(data)
+        out = os.path.join(d, "out.base")
+        subprocess.run([lorad, "import", d, "-o", out, "--name", "tiny", *options], check=True,
+                       stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        with open(out, "rb") as f:
+            return f.read()
+
+
+# --- adapters ----------------------------------------------------------------------------------
+LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 2,
+        "target_modules": ["q_proj"], "bias": "none", "lora_dropout": 0.0}
+RSLORA = dict(LORA, use_rslora=True, alpha_pattern={"1.self_attn.q_proj": 4},
+              rank_pattern={"model.layers.0.self_attn.q_proj": 2}, base_model_name_or_path="x")
+ADALORA = {"peft_type": "ADALORA", "task_type": "CAUSAL_LM", "init_r": 2, "target_r": 1,
+           "lora_alpha": 4, "target_modules": ["q_proj"], "tinit": 0, "tfinal": 0, "deltaT": 1,
+           "total_step": 10, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5}
+
+
+def q_proj(layers, width, rank, dtype="F32", adalora=False):
+    make = {"F32": f32, "F16": f16, "BF16": bf16}[dtype]
+    t = {}
+    for layer in range(layers):
+        path = "base_model.model.model.layers.%d.self_attn.q_proj." % layer
+        r = rank(layer)
+        end = "" if adalora else ".weight"
+        t[path + "lora_A" + end] = (dtype, [r, width], make(r * width))
+        t[path + "lora_B" + end] = (dtype, [width, r], make(r * width))
+        if adalora:
+            t[path + "lora_E"] = (dtype, [r, 1], make(r))
+    return safetensors(t, {"format": "pt"})
+
+
+def tar(files, form=tarfile.PAX_FORMAT, folder=False):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as t:
+        if folder:
+            t.addfile(tarfile.TarInfo("."))
+            t.getmembers()
+        for name, data in files.items():
+            info = tarfile.TarInfo(("./" if folder else "") + name)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    return out.getvalue().rstrip(b"\0") + b"\0" * 1024
+
+
+COMPLETION = {"model": "whitman", "prompt": "The sea", "max_tokens": 4, "temperature": 0.7, "top_p": 0.9,
+              "top_k": 5, "min_p": 0.1, "seed": 1, "n": 2, "stop": ["\n", "x"], "logprobs": 2, "echo": True,
+              "stream": True, "stream_options": {"include_usage": True}, "presence_penalty": 0.5,
+              "frequency_penalty": -0.5, "repetition_penalty": 1.1, "logit_bias": {"5": -100, "7": 1.5}}
+CHAT = {"messages": [{"role": "system", "content": "s"},
+                     {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                     {"role": "assistant", "content": "é\u0000"}, {"role": "user", "content": "x"}],
+        "adapters": [{"name": "whitman", "weight": 0.5}, {"name": "whitman@1", "weight": -1}],
+        "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 3, "tools": [], "seed": 7,
+        "response_format": {"type": "text"}, "user": "u"}
+
+
+def main(lorad):
+    for target in os.listdir(HERE) if os.path.isdir(HERE) else []:
+        for name in os.listdir(os.path.join(HERE, target)):
+            if not name.startswith("found-"):
+                os.remove(os.path.join(HERE, target, name))
+
+    tensors = {"a": ("F32", [2, 3], f32(6)), "b": ("BF16", [4], bf16(4)), "c": ("F16", [1, 2, 2], f16(4)),
+               "d": ("U8", [3], b"xyz"), "e": ("I64", [2], i64(2)), "none": ("F32", [0], b""),
+               "one": ("F32", [], f32(1))}
+    seed("safetensors", "types", safetensors(tensors, {"format": "pt", "k": "v\n"}))
+    seed("safetensors", "empty", safetensors({}))
+    for name, config in CONFIGS.items():
+        seed("config", name, dump(config))
+    seed("config", "generation", dump(LLAMA) + "\0" + dump({"eos_token_id": [2, 3], "bos_token_id": 1}))
+    for name, text in TOKENIZERS.items():
+        seed("tokenizer", name, text)
+    seed("text", "plain", b"\x03Hello, <s>world</s>! It's 12345.\n\n  x\t")
+    seed("text", "bytes", "\x01naïve ▁ 漢字 😀".encode() + b"\xff\xc3 \xe6\xbc")
+    seed("text", "ids", b"\x04" + struct.pack("<8h", 1, 400, 2, 195, 198, 2047, 3, 259))
+    seed("base", "llama", base(lorad, LLAMA))
+    small = dict(QWEN3, num_hidden_layers=1)
+    seed("base", "qwen3", base(lorad, small))
+    seed("base", "f32", base(lorad, dict(small, intermediate_size=16, hidden_size=16, head_dim=8), "--type", "f32"))
+
+    lora, ada = q_proj(2, 8, lambda l: 1), q_proj(2, 8, lambda l: 2, "F32", True)
+    seed("adapter", "lora", dump(LORA).encode() + b"\0" + lora)
+    seed("adapter", "rslora", dump(RSLORA).encode() + b"\0" + q_proj(2, 8, lambda l: 2 - l, "F16"))
+    seed("adapter", "adalora", dump(ADALORA).encode() + b"\0" + ada)
+    pruned = dict(ADALORA, rank_pattern={"model.layers.%d.self_attn.q_proj.lora_E" % l: [True, l == 0]
+                                         for l in range(2)})
+    seed("adapter", "pruned", dump(pruned).encode() + b"\0" + q_proj(2, 8, lambda l: 2 - l, "BF16", True))
+
+    files = {"adapter_config.json": dump(LORA).encode(), "adapter_model.safetensors": lora}
+    seed("tar", "pax", tar(dict(files, **{"README.md": b"x"}), folder=True))
+    seed("tar", "gnu", tar(files, tarfile.GNU_FORMAT))
+    seed("tar", "ustar", tar(files, tarfile.USTAR_FORMAT))
+    seed("tar", "long", tar({"n" * 200: b"x"}, tarfile.GNU_FORMAT))
+
+    seed("params", "completion", dump(COMPLETION))
+    seed("params", "chat", dump(CHAT))
+    seed("params", "lists", dump({"prompt": [[1, 2], [3]], "max_tokens": 1, "stop": "x"}))
+    seed("tokens", "list", "1,2, 3 400")
+    seed("tokens", "file", b"F" + safetensors({"ids": ("I64", [2, 3], i64(6))}))
+    seed("tokens", "file32", b"F" + safetensors({"ids": ("I32", [4], b"\1\0\0\0" * 4)}))
+    seed("options", "args", "--port=80\n-b\nfile\n-m8G\n--adapter\na\n-ab\n--ratio\n0.25\n-v\n--\nrest")
+    seed("options", "file", "x\n\n# comment\nport = 99\n\nmemory=1.5GiB\n other = 1\nverbose = false\r\n")
+    seed("options", "help", "--help")
+
+    part = 'Content-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    form = "multipart/form-data; boundary=xx\n" + "".join(
+        "--xx\r\n" + part % p for p in [("name", "a"), ("config", "{}"), ("weights", "w" * 40)]) + "--xx--\r\n"
+    seed("form", "plain", form)
+    seed("form", "files", form.replace('name="weights"', 'name="weights"; filename="a"')
+         .replace("xx\n", '"xx"\n', 1).replace("\r\n\r\nw", "\r\nContent-Type: text/plain\r\n\r\nw"))
+    seed("form", "mixed", "multipart/form-data; boundary=xx\n--xx\r\nContent-Disposition: form-data; name=\"f\"\r\n"
+         "Content-Type: multipart/mixed; boundary=yy\r\n\r\n--yy\r\nContent-Disposition: file; filename=\"a\"\r\n\r\n"
+         "1\r\n--yy--\r\n--xx--\r\n")
+    seed("form", "urlencoded", "application/x-www-form-urlencoded\nname=a%20b&weights=%00x&config")
+
+    for name, path, body in [("completion", "/v1/completions", COMPLETION), ("chat", "/v1/chat/completions", CHAT),
+                             ("tokenize", "/tokenize", {"content": "a<s>", "add_special": True, "with_pieces": True}),
+                             ("detokenize", "/detokenize", {"tokens": [1, 400, 500]}),
+                             ("promote", "/v1/adapters/whitman/promote", {"version": 1})]:
+        seed("api", name, "POST %s\nContent-Type: application/json\n\n%s" % (path, dump(body)))
+    for name, line in [("models", "GET /v1/models/whitman@1"), ("list", "GET /v1/adapters?limit=5&after=a"),
+                       ("versions", "GET /v1/adapters/whitman/versions"), ("diff", "GET /v1/adapters/whitman/diff?to=whitman@1"),
+                       ("delete", "DELETE /v1/adapters/none@1"), ("metrics", "GET /metrics"),
+                       ("download", "GET /v1/adapters/default/whitman@1/download"), ("page", "HEAD /"),
+                       ("key", "GET /v1/models\nAuthorization: Bearer sk-lorad-0123\nOrigin: http://x\nHost: localhost")]:
+        seed("api", name, line + "\n\n")
+    demo = q_proj(5, 192, lambda l: 1, "BF16")
+    seed("api", "form", b"POST /v1/adapters\nContent-Type: multipart/form-data\n\nname\nf%%%%config\n" +
+         dump(LORA).encode() + b"%%%%weights\n" + demo)
+    demo_tar = tar({"adapter_config.json": dump(LORA).encode(), "adapter_model.safetensors": demo})
+    seed("api", "put", b"PUT /v1/adapters/t?activate=false\n\n" + demo_tar)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or shutil.which(sys.argv[1]) is None:
+        sys.exit(__doc__)
+    main(sys.argv[1])
