@@ -161,6 +161,67 @@ def base(lorad, config, *options):
             return f.read()
 
 
+# --- GGUF --------------------------------------------------------------------------------------
+def gtext(s):
+    return struct.pack("<Q", len(s.encode())) + s.encode()
+
+
+def gvalue(v):
+    if isinstance(v, bool):
+        return 7, struct.pack("<?", v)
+    if isinstance(v, int):
+        return 4, struct.pack("<I", v)
+    if isinstance(v, float):
+        return 6, struct.pack("<f", v)
+    if isinstance(v, str):
+        return 8, gtext(v)
+    kind = 5 if isinstance(v[0], int) else gvalue(v[0])[0]
+    items = [struct.pack("<i", x) if kind == 5 else gvalue(x)[1] for x in v]
+    return 9, struct.pack("<IQ", kind, len(v)) + b"".join(items)
+
+
+def gguf(arch, vocab, matrix_type, model_keys=()):
+    """A model of one layer; matrices of `matrix_type`: (id, elements and bytes of a block)."""
+    D = 256 if matrix_type[1] == 256 else 32
+    keys = {"general.architecture": arch, "general.alignment": 32}
+    for name, v in {"block_count": 1, "embedding_length": D, "feed_forward_length": D, "context_length": 64,
+                    "attention.head_count": 1, "attention.head_count_kv": 1, "attention.key_length": D,
+                    "attention.value_length": D, "attention.layer_norm_rms_epsilon": 1e-5,
+                    "rope.freq_base": 10000.0}.items():
+        keys[arch + "." + name] = v
+    keys.update(vocab)
+    keys.update(dict(model_keys))
+    V = len(vocab["tokenizer.ggml.tokens"])
+    tensors = {"token_embd.weight": [D, V], "output_norm.weight": [D]}
+    for name in "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down":
+        tensors["blk.0.%s.weight" % name] = [D, D]
+    for name in "attn_norm", "ffn_norm":
+        tensors["blk.0.%s.weight" % name] = [D]
+    if arch == "qwen3":
+        tensors["blk.0.attn_q_norm.weight"] = tensors["blk.0.attn_k_norm.weight"] = [D]
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    for name, v in keys.items():
+        kind, raw = gvalue(v)
+        head += gtext(name) + struct.pack("<I", kind) + raw
+    data = b""
+    for name, shape in tensors.items():
+        kind, block, size = matrix_type if len(shape) == 2 else (0, 1, 4)
+        n = shape[0] * (shape[1] if len(shape) == 2 else 1) // block
+        head += gtext(name) + struct.pack("<I%dQIQ" % len(shape), len(shape), *shape, kind, len(data))
+        data += b"".join(b"\x01\x10" * (size // 2) for _ in range(n)) if block > 1 else f32(n)
+        data += b"\0" * (-len(data) % 32)
+    return head + b"\0" * (-len(head) % 32) + data
+
+
+GPT2_VOCAB = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+              "tokenizer.ggml.tokens": ["<s>", "</s>", "a", "b", "ab"], "tokenizer.ggml.merges": ["a b"],
+              "tokenizer.ggml.token_type": [3, 3, 1, 1, 1], "tokenizer.ggml.bos_token_id": 0,
+              "tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.add_bos_token": True}
+SPM_VOCAB = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a"] +
+             ["<0x%02X>" % i for i in range(256)], "tokenizer.ggml.scores": [0.0] * 3 + [-1.0, -2.0, -0.5] + [0.0] * 256,
+             "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1] + [6] * 256, "tokenizer.ggml.bos_token_id": 1,
+             "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0}
+
 # --- adapters ----------------------------------------------------------------------------------
 LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 2,
         "target_modules": ["q_proj"], "bias": "none", "lora_dropout": 0.0}
@@ -233,6 +294,11 @@ def main(lorad):
     small = dict(QWEN3, num_hidden_layers=1)
     seed("base", "qwen3", base(lorad, small))
     seed("base", "f32", base(lorad, dict(small, intermediate_size=16, hidden_size=16, head_dim=8), "--type", "f32"))
+
+    seed("gguf", "llama", gguf("llama", GPT2_VOCAB, (8, 32, 34)))
+    seed("gguf", "qwen3", gguf("qwen3", GPT2_VOCAB, (2, 32, 18)))
+    seed("gguf", "spm", gguf("llama", SPM_VOCAB, (6, 32, 22)))
+    seed("gguf", "plain", gguf("qwen3", GPT2_VOCAB, (0, 1, 4), {"tokenizer.chat_template": "x"}))
 
     lora, ada = q_proj(2, 8, lambda l: 1), q_proj(2, 8, lambda l: 2, "F32", True)
     seed("adapter", "lora", dump(LORA).encode() + b"\0" + lora)

@@ -21,7 +21,7 @@ for target in "$@"; do
     set -- "-max_total_time=$seconds" -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 \
         "-artifact_prefix=$build/found/$name-" -close_fd_mask=3 -verbosity=1 -print_final_stats=1
     case $name in
-    api | adapter | base | tar) set -- "$@" -max_len=65536 ;;
+    api | adapter | base | gguf | tar) set -- "$@" -max_len=65536 ;;
     *) set -- "$@" -max_len=16384 ;;
     esac
     [ -f "tests/fuzz_$name.dict" ] && set -- "$@" "-dict=tests/fuzz_$name.dict"
