@@ -147,6 +147,25 @@ static struct adapter *load_one(struct adapter_cache *c, const struct entry *e, 
     return NULL;
 }
 
+/* The load took more than was announced, and what is in use leaves no room for the difference: it
+ * goes back to the head of the queue with its true size, and is read again when that fits. */
+static struct entry *load_again(struct adapter_cache *c, struct entry *e, size_t bytes)
+{
+    if (e->tickets == 0) { /* everybody who wanted it has gone */
+        table_remove(c, e);
+        e->next = NULL;
+        return e;
+    }
+    e->bytes = bytes;
+    e->state = QUEUED;
+    e->prev = NULL;
+    e->next = c->queue.first;
+    *(e->next ? &e->next->prev : &c->queue.last) = e;
+    c->queue.first = e;
+    c->st.loading++;
+    return NULL;
+}
+
 /* Called with the lock after a load.  Takes *a over unless there is no room for it or it failed.
  * Returns entries to be freed once the lock is open. */
 static struct entry *finish_load(struct adapter_cache *c, struct entry *e, struct adapter **a,
@@ -168,11 +187,13 @@ static struct entry *finish_load(struct adapter_cache *c, struct entry *e, struc
         maybe_idle(c, e); /* if everybody who wanted it has gone */
         return gone;
     }
+    if (*a != NULL && bytes <= c->st.budget)
+        return load_again(c, e, bytes);
     if (*a != NULL) {
-        char need[32], said[32];
-        err_set(err, ERR_UNAVAILABLE, "the adapter takes %s and not %s as announced, and the "
-                "adapter cache has no room for the rest", human_bytes(bytes, need),
-                human_bytes(e->bytes, said));
+        char need[32], have[32];
+        err_set_slug(err, ERR_INVALID, "adapter_too_large", "model",
+                     "the adapter takes %s in memory, but the adapter cache is limited to %s",
+                     human_bytes(bytes, need), human_bytes(c->st.budget, have));
     }
     err_set(err, ERR_INTERNAL, "the adapter could not be loaded"); /* if nobody said why */
     c->st.failures++;

@@ -34,9 +34,10 @@ size_t adapter_cache_budget(const struct adapter_cache *c);
 enum adapter_state { ADAPTER_READY, ADAPTER_LOADING, ADAPTER_NO_ROOM, ADAPTER_FAILED };
 /* `ticket` belongs to whoever asks: 0 at first, then kept between calls.
  * READY: *ret is pinned until adapter_cache_release(); *ticket is 0 again.
- * LOADING: a load is queued or under way (`bytes` is what it will take: room is made before it
- * starts); ask again after on_ready.  NO_ROOM: the same, but everything else is pinned and it
- * waits for a release.  What was loaded for a ticket stays until its holder comes back.
+ * LOADING: a load is queued or under way; ask again after on_ready.  `bytes` is about what it will
+ * take: room is made before it starts, and if that was too little and there is no more, it is read
+ * again when there is.  NO_ROOM: the same, but everything else is pinned and it waits for a
+ * release.  What was loaded for a ticket stays until its holder comes back.
  * FAILED: err says why, *ticket is 0 again; every holder of a ticket for that load is told, and
  * asking anew tries anew. */
 enum adapter_state adapter_cache_acquire(struct adapter_cache *c, const uint8_t hash[32],
