@@ -154,10 +154,30 @@ static size_t cluster(const char *s, size_t len)
     return at;
 }
 
+/* How much of the output comes from the first character, now that `text` has replaced the n bytes
+ * of the input that end at `done`.  *first is the same for the input.  As the reference counts,
+ * characters that vanish at the very beginning leave their place to the next one, and of what
+ * replaces several only the first character comes from the first. */
+static size_t moved_origin(const char *s, size_t len, size_t done, const char *text, size_t n,
+                           size_t out_len, size_t *first, size_t made)
+{
+    if (*first > 0 && out_len == 0) {
+        *first = done < len ? done + (size_t)tok_utf8(s + done, len - done) : done;
+        return *first - done;
+    }
+    if (done - n >= *first) /* behind it */
+        return made;
+    if (done > *first)
+        return *text == '\0' ? out_len
+                             : out_len - strlen(text) + (size_t)tok_utf8(text, strlen(text));
+    return out_len + *first - done;
+}
+
 int tok_charsmap(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
-                 struct err *err)
+                 size_t *origin, struct err *err)
 {
     int rc = ERR_OK;
+    size_t first = *origin, made = first;
     size_t done = 0; /* what is not replaced is copied in long runs */
     for (size_t i = 0; rc == ERR_OK && i < len;) {
         size_t whole = cluster(s + i, len - i), n = whole;
@@ -173,8 +193,10 @@ int tok_charsmap(const struct tok_norm *st, const char *s, size_t len, struct bu
             if (rc == ERR_OK)
                 rc = tok_add(out, text, strlen(text), err);
             done = i + at + n;
+            made = moved_origin(s, len, done, text, n, out->len, &first, made);
         }
         i += whole;
     }
+    *origin = made;
     return rc == ERR_OK ? tok_add(out, s + done, len - done, err) : rc;
 }

@@ -60,7 +60,7 @@ static int normalise_added(struct tokenizer *t, struct tok_added *a, struct err 
 {
     struct buf text, spare;
     struct tok_match *mem = NULL;
-    bool origin = true;
+    size_t origin = 0;
     buf_init(&text, 1 << 20);
     buf_init(&spare, 1 << 20);
     int rc = tok_normalize(t, a->content.s, a->content.len, &text, &spare, &mem, &origin, err);

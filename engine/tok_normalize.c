@@ -174,8 +174,8 @@ static bool already_normal(const struct tok_norm *st, const char *s, size_t len)
     return true;
 }
 
-static int unicode_form(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
-                        struct err *err)
+static int write_form(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
+                      struct err *err)
 {
     if (already_normal(st, s, len))
         return tok_add(out, s, len, err);
@@ -194,10 +194,20 @@ static int unicode_form(const struct tok_norm *st, const char *s, size_t len, st
     return rc;
 }
 
+static int unicode_form(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
+                        size_t *origin, struct err *err)
+{
+    int rc = write_form(st, s, *origin, out, err);
+    *origin = out->len; /* what the beginning alone becomes */
+    out->len = 0;
+    return rc == ERR_OK ? write_form(st, s, len, out, err) : rc;
+}
+
 /* --- the other steps --------------------------------------------------------------------- */
-static int lowercase(const char *s, size_t len, struct buf *out, struct err *err)
+static int lowercase(const char *s, size_t len, struct buf *out, size_t *origin, struct err *err)
 {
     int rc = ERR_OK;
+    size_t made = 0; /* of the output, from the start of the input */
     for (size_t i = 0; rc == ERR_OK && i < len;) {
         int n = tok_utf8(s + i, len - i);
         uint32_t c = tok_codepoint(s + i, n);
@@ -206,32 +216,43 @@ static int lowercase(const char *s, size_t len, struct buf *out, struct err *err
         else
             rc = add_codepoint(out, utf8proc_tolower((int32_t)c), err);
         i += (size_t)n;
+        if (i <= *origin)
+            made = out->len;
     }
+    *origin = made;
     return rc;
 }
 
 static int replace(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
-                   struct tok_match **mem, bool *origin, struct err *err)
+                   struct tok_match **mem, size_t *origin, struct err *err)
 {
     struct tok_scan scan = { .p = &st->pattern, .text = s, .len = len, .mem = mem };
-    size_t done = 0, start, end;
+    size_t done = 0, start, end, made = 0;
     int found, rc = ERR_OK;
     while (rc == ERR_OK && (found = tok_scan_next(&scan, &start, &end, err)) != 0) {
         if (found < 0)
             return err->code;
+        if (done < *origin)
+            made += (start < *origin ? start : *origin) - done;
         /* what replaces several characters counts as coming from the last of them */
-        if (start == 0 && end > 0 && (st->text_len == 0 || tok_utf8(s, len) != (int)end))
-            *origin = false;
+        size_t last = end;
+        while (last > start && (s[--last] & 0xc0) == 0x80)
+            continue;
+        if (last < *origin)
+            made += st->text_len;
         rc = tok_add(out, s + done, start - done, err);
         if (rc == ERR_OK)
             rc = tok_add(out, st->text, st->text_len, err);
         done = end;
     }
+    if (done < *origin)
+        made += *origin - done;
+    *origin = made;
     return rc == ERR_OK ? tok_add(out, s + done, len - done, err) : rc;
 }
 
 static int strip(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
-                 bool *origin, struct err *err)
+                 size_t *origin, struct err *err)
 {
     size_t from = 0, to = len;
     while (st->left && from < to) {
@@ -248,8 +269,7 @@ static int strip(const struct tok_norm *st, const char *s, size_t len, struct bu
             break;
         to = at;
     }
-    if (from > 0)
-        *origin = false;
+    *origin = *origin > from ? *origin - from : 0;
     return tok_add(out, s + from, to - from, err);
 }
 
@@ -271,8 +291,8 @@ static int32_t clean(int32_t c)
     if (c == 9 || c == 10 || c == 13)
         return ' ';
     utf8proc_category_t k = utf8proc_category(c);
-    if (c == 0xfffd || k == UTF8PROC_CATEGORY_CN || k == UTF8PROC_CATEGORY_CC ||
-        k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_CO)
+    if (c == 0 || c == 0xfffd || k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CF ||
+        k == UTF8PROC_CATEGORY_CO)
         return -1;
     return tok_is_space((uint32_t)c) ? ' ' : c;
 }
@@ -299,9 +319,10 @@ static bool is_chinese(int32_t c)
 
 /* Steps that drop a character, replace it or put spaces around it. */
 static int each_char(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
-                     bool *origin, struct err *err)
+                     size_t *origin, struct err *err)
 {
     int rc = ERR_OK;
+    size_t made = 0;
     for (size_t i = 0; rc == ERR_OK && i < len;) {
         int n = tok_utf8(s + i, len - i);
         int32_t was = (int32_t)tok_codepoint(s + i, n), c = was;
@@ -312,8 +333,6 @@ static int each_char(const struct tok_norm *st, const char *s, size_t len, struc
         else if (st->kind == NORM_STRIP_ACCENTS)
             c = is_mark(was, st->only_mn) ? -1 : was;
         bool around = st->kind == NORM_CHINESE && is_chinese(was);
-        if (c < 0 && i == 0)
-            *origin = false;
         if (around)
             rc = tok_add(out, " ", 1, err);
         if (rc == ERR_OK && c >= 0)
@@ -321,29 +340,34 @@ static int each_char(const struct tok_norm *st, const char *s, size_t len, struc
         if (rc == ERR_OK && around)
             rc = tok_add(out, " ", 1, err);
         i += (size_t)n;
+        if (i <= *origin)
+            made = out->len;
     }
+    *origin = made;
     return rc;
 }
 
 static int run_step(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
-                    struct tok_match **mem, bool *origin, struct err *err)
+                    struct tok_match **mem, size_t *origin, struct err *err)
 {
     int rc = ERR_OK;
+    size_t made = 0;
     switch (st->kind) {
     case NORM_PREPEND:
         if (len > 0)
             rc = tok_add(out, st->text, st->text_len, err);
+        *origin += *origin > 0 ? st->text_len : 0;
         return rc == ERR_OK ? tok_add(out, s, len, err) : rc;
     case NORM_REPLACE:
         return replace(st, s, len, out, mem, origin, err);
     case NORM_UNICODE:
-        return unicode_form(st, s, len, out, err);
+        return unicode_form(st, s, len, out, origin, err);
     case NORM_LOWERCASE:
-        return lowercase(s, len, out, err);
+        return lowercase(s, len, out, origin, err);
     case NORM_STRIP:
         return strip(st, s, len, out, origin, err);
     case NORM_CHARSMAP:
-        return tok_charsmap(st, s, len, out, err);
+        return tok_charsmap(st, s, len, out, origin, err);
     case NORM_NMT:
     case NORM_STRIP_ACCENTS:
     case NORM_CLEAN:
@@ -353,14 +377,17 @@ static int run_step(const struct tok_norm *st, const char *s, size_t len, struct
         for (size_t i = 0; rc == ERR_OK && i < len; i++) {
             char c[2];
             rc = tok_add(out, c, (size_t)tok_byte_char((uint8_t)s[i], c), err);
+            if (i < *origin)
+                made = out->len;
         }
+        *origin = made;
         return rc;
     }
     return rc;
 }
 
 int tok_normalize(const struct tokenizer *t, const char *s, size_t len, struct buf *text,
-                  struct buf *spare, struct tok_match **mem, bool *origin, struct err *err)
+                  struct buf *spare, struct tok_match **mem, size_t *origin, struct err *err)
 {
     text->len = 0;
     if (t->nnorm == 0)

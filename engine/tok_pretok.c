@@ -56,7 +56,7 @@ int tok_char_byte(const char *s, size_t len, size_t *used)
 }
 
 /* --- spans ------------------------------------------------------------------------------- */
-static int add_span(struct tok_spans *l, size_t at, size_t len, bool origin, struct err *err)
+static int add_span(struct tok_spans *l, size_t at, size_t len, size_t origin, struct err *err)
 {
     if (l->n == l->cap) {
         size_t cap = l->cap ? 2 * l->cap : 64;
@@ -66,7 +66,7 @@ static int add_span(struct tok_spans *l, size_t at, size_t len, bool origin, str
         l->v = v;
         l->cap = cap;
     }
-    l->v[l->n++] = (struct tok_span){ (uint32_t)at, (uint32_t)len, origin };
+    l->v[l->n++] = (struct tok_span){ (uint32_t)at, (uint32_t)len, (uint32_t)origin };
     return ERR_OK;
 }
 
@@ -75,7 +75,7 @@ struct cut {
     struct tok_spans *out;
     size_t first; /* where this span's pieces begin in out */
     size_t base;
-    bool origin;
+    size_t origin;
     enum tok_behavior behavior;
     bool was_match; /* the piece before was a match */
     struct err *err;
@@ -108,7 +108,8 @@ static int cut_piece(struct cut *k, size_t from, size_t to, bool match)
         last->len = (uint32_t)(k->base + to - last->at);
         return ERR_OK;
     }
-    return add_span(k->out, k->base + from, to - from, k->origin && from == 0, k->err);
+    size_t origin = k->origin > from ? k->origin - from : 0;
+    return add_span(k->out, k->base + from, to - from, origin, k->err);
 }
 
 static int split_span(struct tok_call *c, const struct tok_pre *st, const char *text,
@@ -176,6 +177,7 @@ static int rewrite(struct tok_call *c, const struct tok_pre *st,
         rc = write(&c->spare, st, c->text.data + span->at, *span, c->err);
         span->at = (uint32_t)at;
         span->len = (uint32_t)(c->spare.len - at);
+        span->origin = span->origin > 0; /* its beginning still does */
     }
     struct buf was = c->text;
     c->text = c->spare;
@@ -210,7 +212,7 @@ static int write_metaspace(struct buf *out, const struct tok_pre *st, const char
     size_t n = st->replacement_len;
     bool has = s[0] == ' ' || (span.len >= n && memcmp(s, r, n) == 0);
     int rc = ERR_OK;
-    if (!has && (st->prepend == PREPEND_ALWAYS || (st->prepend == PREPEND_FIRST && span.origin)))
+    if (!has && (st->prepend == PREPEND_ALWAYS || (st->prepend == PREPEND_FIRST && span.origin > 0)))
         rc = tok_add(out, r, n, err);
     for (size_t i = 0; rc == ERR_OK && i < span.len;) {
         const char *space = memchr(s + i, ' ', span.len - i);
@@ -238,7 +240,7 @@ static int run_step(struct tok_call *c, const struct tok_pre *st, bool raw)
     return rc;
 }
 
-int tok_pretokenize(struct tok_call *c, bool origin)
+int tok_pretokenize(struct tok_call *c, size_t origin)
 {
     c->spans.n = c->spans2.n = 0;
     int rc = add_span(&c->spans, 0, c->text.len, origin, c->err);

@@ -119,13 +119,14 @@ static int inside_word(struct tok_call *c, const char *s, size_t len, size_t sta
     return end < len ? is_word(c, s + end, (size_t)tok_utf8(s + end, len - end)) : 0;
 }
 
-typedef int (*section_fn)(struct tok_call *c, const char *s, size_t len, bool origin);
+/* `origin`: see tok_normalize(). */
+typedef int (*section_fn)(struct tok_call *c, const char *s, size_t len, size_t origin);
 
 /* Cut s[len] at the added tokens of a finder: their ids are pushed, what is between goes to `fn`.
  * A match that does not count is skipped whole, as in the reference; so is one that lies wholly in
  * the white space that the token before took in. */
 static int each_section(struct tok_call *c, const struct tok_finder *f, const char *s, size_t len,
-                        bool origin, section_fn fn)
+                        size_t origin, section_fn fn)
 {
     int rc = ERR_OK, which;
     size_t done = 0, from = 0, start, end;
@@ -149,18 +150,18 @@ static int each_section(struct tok_call *c, const struct tok_finder *f, const ch
         if (a->rstrip)
             end = space_after(s, end, len);
         if (done < start)
-            rc = fn(c, s + done, start - done, origin && done == 0);
+            rc = fn(c, s + done, start - done, origin > done ? origin - done : 0);
         if (rc == ERR_OK)
             rc = tok_push_id(c, a->id);
         done = end;
     }
     if (rc == ERR_OK && done != len)
-        rc = fn(c, s + done, len - done, origin && done == 0);
+        rc = fn(c, s + done, len - done, origin > done ? origin - done : 0);
     return rc;
 }
 
 /* Steps 4 and 5. */
-static int words(struct tok_call *c, const char *s, size_t len, bool origin)
+static int words(struct tok_call *c, const char *s, size_t len, size_t origin)
 {
     c->text.len = 0;
     int rc = tok_add(&c->text, s, len, c->err);
@@ -175,7 +176,7 @@ static int words(struct tok_call *c, const char *s, size_t len, bool origin)
 }
 
 /* Step 3. */
-static int normalised(struct tok_call *c, const char *s, size_t len, bool origin)
+static int normalised(struct tok_call *c, const char *s, size_t len, size_t origin)
 {
     if (c->t->nnorm == 0)
         return each_section(c, &c->t->normal, s, len, origin, words);
@@ -269,7 +270,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, bo
     if (rc == ERR_OK && add_special)
         rc = push_all(&c, t->prefix, t->nprefix);
     if (rc == ERR_OK)
-        rc = each_section(&c, &t->raw, text, len, true, normalised);
+        rc = each_section(&c, &t->raw, text, len, len > 0 ? (size_t)tok_utf8(text, len) : 0, normalised);
     if (rc == ERR_OK && add_special)
         rc = push_all(&c, t->suffix, t->nsuffix);
     if (rc != ERR_OK)

@@ -1,7 +1,7 @@
 /* tokenizer.h - text to token ids and back, from a Hugging Face tokenizer.json.
  *
  * Models: BPE, byte-level (GPT-2, Llama 3, Qwen) and SentencePiece-style with byte fallback
- * (Llama 2, Mistral).  Normalisers, added tokens, pre-tokenizers, post-processors and decoders as
+ * (Llama 2, Mistral), Unigram and WordLevel.  Normalisers, added tokens, pre-tokenizers, post-processors and decoders as
  * the file names them; anything that is not understood is refused by name when the file is
  * loaded, never skipped.  The pipeline and its order are at the head of tokenizer.c.
  *

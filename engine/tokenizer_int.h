@@ -243,7 +243,8 @@ struct tokenizer {
 /* Work of one call to tokenizer_encode(). */
 struct tok_span {
     uint32_t at, len;
-    bool origin; /* starts where the whole text does: Metaspace's "first" */
+    uint32_t origin; /* so many of its bytes come from the first character of the whole text, and
+                        a word that begins with one of them is Metaspace's "first" */
 };
 struct tok_spans {
     struct tok_span *v;
@@ -297,18 +298,18 @@ struct tok_call {
 int tok_add(struct buf *b, const void *data, size_t len, struct err *err);
 int tok_push_id(struct tok_call *c, int id);
 
-/* Run the normaliser: s[len] -> text.  *origin says whether s is the start of the input, and is
- * cleared when that start is cut away. */
+/* Run the normaliser: s[len] -> text.  *origin is how many bytes at the start of s come from the
+ * first character of the input, and then how many of text do. */
 int tok_normalize(const struct tokenizer *t, const char *s, size_t len, struct buf *text,
-                  struct buf *spare, struct tok_match **mem, bool *origin, struct err *err);
+                  struct buf *spare, struct tok_match **mem, size_t *origin, struct err *err);
 
 /* SentencePiece's normaliser (tok_charsmap.c): `text` is base64. */
 int tok_charsmap_read(struct tok_norm *st, const char *text, size_t len, struct err *err);
 int tok_charsmap(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
-                 struct err *err);
+                 size_t *origin, struct err *err);
 
 /* Run the pre-tokenizer over c->text (not empty), which may be rewritten: words in c->spans. */
-int tok_pretokenize(struct tok_call *c, bool origin);
+int tok_pretokenize(struct tok_call *c, size_t origin);
 
 /* One word to ids, appended to c->out. */
 typedef int (*tok_word_fn)(struct tok_call *c, const char *s, size_t len);

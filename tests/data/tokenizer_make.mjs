@@ -113,7 +113,7 @@ const upper = "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{L
 const behaviors = ['Removed', 'Isolated', 'MergedWithPrevious', 'MergedWithNext', 'Contiguous'];
 
 const variants = [];
-const vary = (name, base, change, cases = 6) => variants.push({ name, base, change, cases });
+const vary = (name, base, change, cases = 6, texts = []) => variants.push({ name, base, change, cases, texts });
 const pre = (name, ...list) =>
   vary(name, 'bytelevel', { pre_tokenizer: list.length > 1 ? sequence(...list) : list[0] });
 
@@ -211,6 +211,14 @@ for (const clean_text of [true, false])
       normalizer: { type: 'BertNormalizer', clean_text, handle_chinese_chars: clean_text, strip_accents, lowercase: !clean_text },
       pre_tokenizer: sequence({ type: 'BertPreTokenizer' }, metaspace('always', true)),
       post_processor: { type: 'BertProcessing', sep: ['</s>', 2], cls: ['<s>', 1] } }, 12);
+// what comes from the first character, however it was cut up, is "first"
+const beginnings = ['\u00a8a b', '\u00a8\u00a8', '\u00ad\u00a8 a', '\u00ad\u200d\ta', 'a\u0301 b', '\u4e00\u4e01', '\ufb03 x', '\r\n\u00a8',
+                    ' a', '\u2474 a', '\u0301\u00a8', '<s>\u00a8'];
+for (const normalizer of [unigram.normalizer, { type: 'NFKC' }, { type: 'NFKD' }, { type: 'ByteLevel' }, { type: 'Prepend', prepend: 'ab c' },
+     replace({ Regex: 'a \u00a8|[\u00a8\u4e00]' }, 'x yz'), { type: 'BertNormalizer', clean_text: true, handle_chinese_chars: true,
+     strip_accents: true, lowercase: true }])
+  vary('first after ' + normalizer.type, 'unigram', { normalizer, pre_tokenizer: sequence({ type: 'BertPreTokenizer' },
+       metaspace('first', true)) }, beginnings.length, beginnings);
 vary('delimiter', 'unigram', { pre_tokenizer: { type: 'CharDelimiterSplit', delimiter: 'e' } });
 vary('fixed length', 'unigram', { pre_tokenizer: sequence({ type: 'FixedLength', length: 3 }, metaspace('always', true)) });
 vary('fixed length, first', 'unigram', { pre_tokenizer: sequence(metaspace('first', false), { type: 'FixedLength', length: 5 }) });
@@ -227,7 +235,7 @@ for (const v of variants) {
   const t = tk.Tokenizer.fromString(JSON.stringify(file));
   const cases = [];
   for (let i = 0; i < v.cases; i++) {
-    const text = v.cases >= 60 && i < fixed.length ? fixed[i] : makers[turn++ % makers.length]();
+    const text = v.texts[i] ?? (v.cases >= 60 && i < fixed.length ? fixed[i] : makers[turn++ % makers.length]());
     const ids = (await t.encode(text, null, { addSpecialTokens: true })).getIds();
     cases.push([text, ids, await t.decode(ids, false)]);
   }
