@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 static const char config_name[] = "adapter_config.json";
-static const char weights_name[] = "adapter_model.safetensors";
+static const char weights_name[] = "adapter_model.safetensors", pickle_name[] = "adapter_model.bin";
 /* Documents, and records of the training run. */
 static const char *const ignored[] = {
     "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "SOURCE", ".gitattributes",
@@ -84,9 +84,11 @@ static int read_entry(struct archive *a, struct archive_entry *e, const char *db
         return err_set(err, ERR_INVALID, "the tar file's entry \"%.100s\" lies in a folder: make it "
                        "with tar -C FOLDER -cf adapter.tar %s %s", name, config_name,
                        weights_name);
-    const bool config = strcmp(name, config_name) == 0, weights = strcmp(name, weights_name) == 0;
+    const bool config = strcmp(name, config_name) == 0, weights = strcmp(name, weights_name) == 0 ||
+                                                                     strcmp(name, pickle_name) == 0;
     if ((config && t->config != NULL) || (weights && t->weights != NULL))
-        return err_set(err, ERR_INVALID, "the tar file has %s twice", name);
+        return err_set(err, ERR_INVALID, "the tar file has %s twice",
+                       config ? config_name : "weights (safetensors or bin: send one of them)");
     if (config)
         return read_config(a, (size_t)size, t, err);
     if (weights)

@@ -3,6 +3,7 @@
  * The bytes lie in a spool file when a handler starts.  They are checked against the base that
  * runs (peft_parse refuses what it would not use), and only then written, in one transaction. */
 #include "api/api_int.h"
+#include "engine/torch_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +31,7 @@ static int map_spool(struct spool *s, void **ret, size_t *ret_len, struct err *e
     const size_t len = spool_size(s);
     if (len == 0)
         return err_set_slug(err, ERR_INVALID, NULL, "weights",
-                            "adapter_model.safetensors is empty");
+                            "the weights are empty");
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     void *p = fd < 0 ? MAP_FAILED : mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, 0);
     const int why = errno;
@@ -75,7 +76,7 @@ static int finish(struct api_ctx *c, const struct upload *u, struct err *err)
     struct st_file *weights = NULL;
     struct store_version v = { 0 };
     bool is_new = false;
-    rc = st_open_mem(map, len, "adapter_model.safetensors", &weights, err);
+    rc = weights_open_mem(map, len, "the weights", &weights, err);
     if (rc == ERR_OK)
         rc = put(c, u, weights, &v, &is_new, err);
     st_close(weights);

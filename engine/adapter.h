@@ -122,8 +122,8 @@ struct adapter_src {
  * is made from it. */
 int peft_parse(const struct arch *arch, const char *config, size_t config_len,
                const struct st_file *weights, struct adapter_src **ret, struct err *err);
-/* The same from a folder with adapter_config.json and adapter_model.safetensors; the tensors
- * are copied, so that nothing stays open. */
+/* The same from a folder with adapter_config.json and adapter_model.safetensors (or .bin, see
+ * torch_file.h); the tensors are copied, so that nothing stays open. */
 int peft_load_dir(const struct arch *arch, const char *dir, struct adapter_src **ret,
                   struct err *err);
 void adapter_src_free(struct adapter_src *a); /* NULL is fine */

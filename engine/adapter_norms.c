@@ -36,23 +36,34 @@ const char *adapter_norms_form(const struct base *base, int layer, int module)
     }
 }
 
+/* Element i of a tensor that may lie unaligned. */
 static float widen(const void *v, enum dtype t, size_t i)
 {
-    return t == DT_F32   ? ((const float *)v)[i]
-           : t == DT_F16 ? f16_to_f32(((const uint16_t *)v)[i])
-                         : bf16_to_f32(((const uint16_t *)v)[i]);
+    float f;
+    uint16_t h;
+    if (t == DT_F32) {
+        memcpy(&f, (const char *)v + 4 * i, sizeof f);
+        return f;
+    }
+    memcpy(&h, (const char *)v + 2 * i, sizeof h);
+    return t == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h);
 }
 
-static void add_row(const struct dot_ops *dot, const struct adapter_src_module *m, float f, int j,
-                    float *row)
+static void row_norms(const struct dot_ops *dot, const struct matrix *w, const float *A,
+                      const struct adapter_src_module *m, float *row)
 {
-    const size_t in = (size_t)m->in, at = (size_t)j * in;
-    if (m->dtype == DT_F32)
-        dot->axpy_f32(f, (const float *)m->A + at, row, in);
-    else if (m->dtype == DT_F16)
-        dot->axpy_f16(f, (const uint16_t *)m->A + at, row, in);
-    else
-        dot->axpy_bf16(f, (const uint16_t *)m->A + at, row, in);
+    const size_t in = (size_t)m->in, k = (size_t)m->rank;
+    for (int o = 0; o < m->out; o++) {
+        double sum = 0;
+        matrix_row(w, o, row);
+        for (size_t j = 0; j < k; j++) {
+            const double b = (double)widen(m->B, m->dtype, (size_t)o * k + j);
+            dot->axpy_f32((float)(m->scaling * b), A + j * in, row, in);
+        }
+        for (size_t i = 0; i < in; i++)
+            sum += (double)row[i] * (double)row[i];
+        m->norms[o] = (float)sqrt(sum);
+    }
 }
 
 static int module_norms(const struct dot_ops *dot, const struct matrix *w,
@@ -61,25 +72,17 @@ static int module_norms(const struct dot_ops *dot, const struct matrix *w,
     if (w->N != m->out || w->K != m->in)
         return err_set(err, ERR_INVALID, "%s is %d by %d in the adapter and %d by %d in the base",
                        m->path, m->out, m->in, w->N, w->K);
-    float *row = malloc(((size_t)m->in + 1) * sizeof *row);
+    const size_t in = (size_t)m->in, n = (size_t)m->rank * in;
+    float *A = malloc((n + in + 1) * sizeof *A); /* and a row */
     m->norms = malloc(((size_t)m->out + 1) * sizeof *m->norms);
-    if (row == NULL || m->norms == NULL) {
-        free(row);
-        return err_nomem(err);
+    const bool done = A != NULL && m->norms != NULL;
+    if (done) {
+        for (size_t i = 0; i < n; i++)
+            A[i] = widen(m->A, m->dtype, i);
+        row_norms(dot, w, A, m, A + n);
     }
-    for (int o = 0; o < m->out; o++) {
-        double sum = 0;
-        matrix_row(w, o, row);
-        for (int j = 0; j < m->rank; j++)
-            add_row(dot, m, (float)(m->scaling * (double)widen(m->B, m->dtype,
-                                                               (size_t)o * (size_t)m->rank + (size_t)j)),
-                    j, row);
-        for (int k = 0; k < m->in; k++)
-            sum += (double)row[k] * (double)row[k];
-        m->norms[o] = (float)sqrt(sum);
-    }
-    free(row);
-    return ERR_OK;
+    free(A);
+    return done ? ERR_OK : err_nomem(err);
 }
 
 int adapter_norms(const struct base *base, struct adapter_src *src, struct err *err)

@@ -2,6 +2,7 @@
  *
  * The weights file is mapped, read and closed: the adapter takes its own copy of the tensors. */
 #include "engine/peft_int.h"
+#include "engine/torch_file.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -46,21 +47,18 @@ static int own_tensors(struct adapter_src *a, struct err *err)
     return ERR_OK;
 }
 
+/* As in PEFT, safetensors go first where there are both. */
 static int load_paths(const struct arch *arch, const char *config_path, const char *weights_path,
                       const char *pickle_path, struct adapter_src **ret, struct err *err)
 {
-    if (!file_exists(weights_path) && file_exists(pickle_path))
-        return peft_refuse(err,
-                           "%s: there is only adapter_model.bin, a pickle that is a program and is "
-                           "never read: save the adapter as safetensors",
-                           config_path);
     char *config = NULL;
     size_t len = 0;
     struct st_file *weights = NULL;
     struct adapter_src *a = NULL;
+    const bool pickle = !file_exists(weights_path) && file_exists(pickle_path);
     int rc = file_read(config_path, PEFT_CONFIG_MAX, &config, &len, err);
     if (rc == ERR_OK)
-        rc = st_open(weights_path, &weights, err);
+        rc = weights_open(pickle ? pickle_path : weights_path, &weights, err);
     if (rc == ERR_OK)
         rc = peft_parse(arch, config, len, weights, &a, err);
     if (rc == ERR_OK)

@@ -8,7 +8,7 @@
 #include "server/stop.h"
 
 #include "engine/delta.h"
-#include "engine/safetensors.h"
+#include "engine/torch_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -130,7 +130,7 @@ static int read_two_files(const struct arch *arch, const char *config, const cha
     int rc = file_read(config, CONFIG_MAX, &text, &len, err);
     if (rc != ERR_OK)
         return rc;
-    rc = st_open(weights, ret_file, err);
+    rc = weights_open(weights, ret_file, err);
     if (rc == ERR_OK)
         rc = peft_parse(arch, text, len, *ret_file, ret, err);
     free(text);
@@ -211,7 +211,7 @@ static int adapter_add(int argc, char **argv)
         OPT_DB,
         { "base", 'b', "FILE", NULL, "base file that the adapter is for", false },
         { "config-file", 0, "FILE", NULL, "adapter_config.json, instead of DIR", false },
-        { "weights", 0, "FILE", NULL, "adapter_model.safetensors, instead of DIR", false },
+        { "weights", 0, "FILE", NULL, "adapter_model.safetensors or .bin, instead of DIR", false },
         OPT_TENANT,
         { "no-activate", 0, NULL, NULL, "do not make the new version live", false },
         HUB_OPTIONS,
@@ -222,8 +222,9 @@ static int adapter_add(int argc, char **argv)
     struct opts *o = opts_parse(argc, argv, options, "adapter add NAME DIR --base FILE --db FILE",
                                 "Checks a PEFT adapter against the base and adds it as a new"
                                 " version of NAME.  DIR holds adapter_config.json and"
-                                " adapter_model.safetensors,\nor is hub:ORG/NAME[@REVISION].", 1, 2,
-                                &code);
+                                " adapter_model.safetensors or .bin,
+or is hub:ORG/NAME[@REVISION].", 1,
+                                2, &code);
     if (o == NULL)
         return code;
     const bool config = opt_str(o, "config-file") != NULL, weights = opt_str(o, "weights") != NULL;

@@ -501,9 +501,7 @@ function said(text, kind) {
 function pickFiles() {
   const files = [...$('up-files').files];
   const config = files.filter(f => f.name.endsWith('.json'));
-  const weights = files.filter(f => f.name.endsWith('.safetensors'));
-  if (files.some(f => f.name.endsWith('.bin')))
-    throw new Error('adapter_model.bin is a pickle and is never read: save as safetensors');
+  const weights = files.filter(f => f.name.endsWith('.safetensors') || f.name.endsWith('.bin'));
   if (config.length !== 1 || weights.length !== 1 || files.length !== 2)
     throw new Error('choose two files: adapter_config.json and adapter_model.safetensors');
   return { config: config[0], weights: weights[0] };
