@@ -20,6 +20,8 @@ static struct err err;
 /* --- writing ------------------------------------------------------------------------------------- */
 static void put(struct buf *b, const void *p, size_t n) { assert_int_equal(buf_add(b, p, n), ERR_OK); }
 
+#define LITERAL(b, s) put(b, s, sizeof s - 1)
+
 static void put_number(struct buf *b, size_t v, size_t n)
 {
     uint8_t le[32] = { 0 };
@@ -38,14 +40,14 @@ struct zip {
 static void zip_add(struct zip *z, const char *name, const void *p, size_t n)
 {
     const size_t at = z->data.len, k = strlen(name);
-    put(&z->data, "PK\3\4\0\0\x08\x08", 8);
+    LITERAL(&z->data, "PK\3\4\0\0\x08\x08");
     put_number(&z->data, 0, 18);
     put_number(&z->data, k, 2);
     put_number(&z->data, 5, 2); /* an extra field, as torch pads with */
     put(&z->data, name, k);
-    put(&z->data, "FB\1\0Z", 5);
+    LITERAL(&z->data, "FB\1\0Z");
     put(&z->data, p, n);
-    put(&z->directory, "PK\1\2\0\0\0\0\x08\x08", 10);
+    LITERAL(&z->directory, "PK\1\2\0\0\0\0\x08\x08");
     put_number(&z->directory, (size_t)z->method, 2);
     put_number(&z->directory, 0, 8);
     put_number(&z->directory, n, 4);
@@ -70,7 +72,7 @@ static void zip_end(struct zip *z)
 {
     const size_t at = z->data.len;
     put(&z->data, z->directory.data, z->directory.len);
-    put(&z->data, "PK\5\6\0\0\0\0", 8);
+    LITERAL(&z->data, "PK\5\6\0\0\0\0");
     put_number(&z->data, z->n, 2);
     put_number(&z->data, z->n, 2);
     put_number(&z->data, z->directory.len, 4);
@@ -81,14 +83,14 @@ static void zip_end(struct zip *z)
 
 static void put_text(struct buf *b, const char *s)
 {
-    put(b, "X", 1);
+    LITERAL(b, "X");
     put_number(b, strlen(s), 4);
     put(b, s, strlen(s));
 }
 
 static void put_int(struct buf *b, int v)
 {
-    put(b, "J", 1);
+    LITERAL(b, "J");
     put_number(b, (size_t)(uint32_t)v, 4);
 }
 
@@ -96,23 +98,23 @@ static void put_int(struct buf *b, int v)
 static void put_tensor(struct buf *b, const char *type, const char *key, int storage, int offset,
                        const int shape[2], const int stride[2])
 {
-    put(b, "ctorch._utils\n_rebuild_tensor_v2\n((", 36);
+    LITERAL(b, "ctorch._utils\n_rebuild_tensor_v2\n((");
     put_text(b, "storage");
-    put(b, "ctorch\n", 7);
+    LITERAL(b, "ctorch\n");
     put(b, type, strlen(type));
-    put(b, "\n", 1);
+    LITERAL(b, "\n");
     put_text(b, key);
     put_text(b, "cpu");
     put_int(b, storage);
-    put(b, "tQ", 2);
+    LITERAL(b, "tQ");
     put_int(b, offset);
     for (int i = 0; i < 2; i++) {
         const int *v = i ? stride : shape;
         put_int(b, v[0]);
         put_int(b, v[1]);
-        put(b, "\x86", 1);
+        LITERAL(b, "\x86");
     }
-    put(b, "\x89" "ccollections\nOrderedDict\n)RtR", 30);
+    LITERAL(b, "\x89" "ccollections\nOrderedDict\n)RtR");
 }
 
 enum { N = 12 };
@@ -134,10 +136,10 @@ static void one_tensor(struct buf *b, const char *type, int storage, int offset,
                        const int stride[2])
 {
     buf_init(b, 1 << 16);
-    put(b, "\x80\2}q\0(", 6);
+    LITERAL(b, "\x80\2}q\0(");
     put_text(b, "t");
     put_tensor(b, type, "0", storage, offset, shape, stride);
-    put(b, "u.", 2);
+    LITERAL(b, "u.");
 }
 
 static int open_pickle(const struct buf *pickle, struct st_file **ret, struct zip *z)
@@ -338,12 +340,12 @@ static void attributes_of_the_dict_mean_nothing(void **state)
     struct zip z;
     struct st_file *f = NULL;
     buf_init(&p, 1 << 16);
-    put(&p, "\x80\2ccollections\nOrderedDict\n)R(", 31);
+    LITERAL(&p, "\x80\2ccollections\nOrderedDict\n)R(");
     put_text(&p, "t");
     put_tensor(&p, "HalfStorage", "0", 2 * N, 0, (int[]){ 2, 3 }, (int[]){ 3, 1 });
-    put(&p, "u}", 2);
+    LITERAL(&p, "u}");
     put_text(&p, "_metadata");
-    put(&p, "}sb.", 4);
+    LITERAL(&p, "}sb.");
     if (open_pickle(&p, &f, &z) != ERR_OK)
         fail_msg("%s", err.msg);
     assert_int_equal(f->ntensors, 1);
@@ -366,10 +368,10 @@ static void an_archive_of_another_kind_is_refused(void **state)
         one_tensor(&p, "FloatStorage", N, 0, (int[]){ 3, 4 }, (int[]){ 4, 1 });
         if (i == 7) {
             p.len--; /* the end; then the same again */
-            put(&p, "(", 1);
+            LITERAL(&p, "(");
             put_text(&p, "t");
             put_tensor(&p, "FloatStorage", "0", N, 0, (int[]){ 3, 4 }, (int[]){ 4, 1 });
-            put(&p, "u.", 2);
+            LITERAL(&p, "u.");
         }
         zip_init(&z);
         if (i != 5)
