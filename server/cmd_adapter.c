@@ -222,8 +222,7 @@ static int adapter_add(int argc, char **argv)
     struct opts *o = opts_parse(argc, argv, options, "adapter add NAME DIR --base FILE --db FILE",
                                 "Checks a PEFT adapter against the base and adds it as a new"
                                 " version of NAME.  DIR holds adapter_config.json and"
-                                " adapter_model.safetensors or .bin,
-or is hub:ORG/NAME[@REVISION].", 1,
+                                " adapter_model.safetensors or .bin,\nor is hub:ORG/NAME[@REVISION].", 1,
                                 2, &code);
     if (o == NULL)
         return code;

@@ -411,7 +411,7 @@ static void forms_with_wrong_parts_are_refused_by_name(void **state)
         { { { .name = "name", .value = one, .len = 1 }, { .name = "config", .value = empty, .len = 0 },
             { .name = "weights" } }, 3, 400, "adapter_config.json is empty" },
         { { { .name = "name", .value = one, .len = 1 }, { .name = "config", .value = one, .len = 1 },
-            { .name = "weights" } }, 3, 400, "adapter_model.safetensors is empty" },
+            { .name = "weights" } }, 3, 400, "weights are empty" },
     };
     struct serve *s = *state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
