@@ -15,7 +15,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 PKGS    := sqlite3 libmicrohttpd jansson libpcre2-8 libutf8proc libsodium nettle libarchive libcurl
 DEBS    := gcc make pkg-config libsqlite3-dev libmicrohttpd-dev libjansson-dev libpcre2-dev \
            libutf8proc-dev libsodium-dev nettle-dev libarchive-dev libcurl4-openssl-dev
-TEST_DEBS := libcmocka-dev libopenblas-dev curl sqlite3 python3
+TEST_DEBS := libcmocka-dev libopenblas-dev curl sqlite3 python3 python3-jinja2
 LINT_DEBS := clang clang-tidy cppcheck
 FUZZ_DEBS := clang libclang-rt-dev libcmocka-dev
 

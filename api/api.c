@@ -28,6 +28,7 @@ static const struct api_route {
     { "GET",    "/v1/models/{ref}",               KEY,    API_BODY_NONE,  NOTHING, models_show },
     { "POST",   "/v1/completions",                KEY,    API_BODY_JSON,  JSON,    completions },
     { "POST",   "/v1/chat/completions",           KEY,    API_BODY_JSON,  JSON,    chat_completions },
+    { "POST",   "/apply-template",                KEY,    API_BODY_JSON,  JSON,    apply_template },
     { "POST",   "/tokenize",                      KEY,    API_BODY_JSON,  JSON,    tokenize },
     { "POST",   "/detokenize",                    KEY,    API_BODY_JSON,  JSON,    detokenize },
 

@@ -18,6 +18,7 @@
 
 #include "engine/adapter_cache.h"
 #include "engine/base.h"
+#include "engine/chat_template.h"
 #include "engine/sched.h"
 #include "engine/tokenizer.h"
 #include "store/store.h"
@@ -28,6 +29,7 @@
 struct api_opts {
     const struct base *base;
     const struct tokenizer *tokenizer;
+    const struct chat_template *chat_template; /* NULL: messages become plain lines */
     struct sched *sched;
     struct adapter_cache *adapters;
     const struct compute *compute;

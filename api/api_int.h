@@ -110,6 +110,7 @@ int models_list(struct api_ctx *c, struct err *err);
 int models_show(struct api_ctx *c, struct err *err);
 int completions(struct api_ctx *c, struct err *err);
 int chat_completions(struct api_ctx *c, struct err *err);
+int apply_template(struct api_ctx *c, struct err *err);
 int tokenize(struct api_ctx *c, struct err *err);
 int detokenize(struct api_ctx *c, struct err *err);
 int adapters_list(struct api_ctx *c, struct err *err);

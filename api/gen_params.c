@@ -43,6 +43,10 @@ static const struct field {
     const char *nothing; /* F_REFUSE: JSON of the value that may be sent; null and [] always may */
 } fields[] = {
     { "messages", CHAT, F_LATER, 0, 0, 0, NULL, NULL },
+    { "tools", CHAT, F_LATER, 0, 0, 0, NULL, NULL },
+    { "tool_choice", CHAT, F_LATER, 0, 0, 0, NULL, NULL },
+    { "documents", CHAT, F_LATER, 0, 0, 0, NULL, NULL },
+    { "chat_template_kwargs", CHAT, F_LATER, 0, 0, 0, NULL, NULL },
     { "prompt", TEXT, F_LATER, 0, 0, 0, NULL, NULL },
     { "model", BOTH, F_OWN, 0, 0, 0, read_model, NULL },
     { "adapters", BOTH, F_OWN, 0, 0, 0, read_adapters, NULL },
@@ -79,8 +83,6 @@ static const struct field {
     /* would change the result */
     { "best_of", TEXT, F_REFUSE, 0, 0, 0, NULL, "1" },
     { "suffix", TEXT, F_REFUSE, 0, 0, 0, NULL, "\"\"" },
-    { "tools", CHAT, F_REFUSE, 0, 0, 0, NULL, NULL },
-    { "tool_choice", CHAT, F_REFUSE, 0, 0, 0, NULL, "\"none\"" },
     { "functions", CHAT, F_REFUSE, 0, 0, 0, NULL, NULL },
     { "function_call", CHAT, F_REFUSE, 0, 0, 0, NULL, "\"none\"" },
     { "response_format", BOTH, F_REFUSE, 0, 0, 0, NULL, "{\"type\":\"text\"}" },

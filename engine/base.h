@@ -85,6 +85,7 @@ struct base_import_opts {
     const char *type;         /* "nf4" (default when NULL) or "f32" */
     const char *head;         /* "8bit" (default), "bf16", "f32" (default of type f32), "nf4" */
     const char *embed;        /* "bf16" (default) or "f32" (default of type f32) */
+    const char *chat_template; /* a file with the template to keep, instead of the source's; or NULL */
     bool requantize;          /* 4-bit weights of another kind may become NF4 */
     /* called before each tensor and at the end with bytes done and in all; true: stop, which is
      * ERR_CANCELLED; may be NULL */

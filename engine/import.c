@@ -6,6 +6,7 @@
  * stand in the header, in front of the data they are made from: they are declared as zeros and
  * patched at the end. */
 #include "engine/base.h"
+#include "engine/chat_template.h"
 
 #include "engine/import_int.h"
 #include "engine/util.h"
@@ -384,6 +385,32 @@ static int write_file(struct import *im, const char *path, struct err *err)
     return st_writer_commit(out, err);
 }
 
+/* The template that was asked for instead of the source's; whichever it is, it must be one. */
+static int take_template(struct import *im, const char *dir, struct err *err)
+{
+    struct chat_template *t = NULL;
+    char *text = NULL, name[300];
+    size_t len;
+    if (im->opts.chat_template != NULL) {
+        int rc = file_read(im->opts.chat_template, (size_t)4 << 20, &text, &len, err);
+        if (rc == ERR_OK && strlen(text) != len) {
+            free(text);
+            rc = err_set(err, ERR_INVALID, "%s contains a zero byte", im->opts.chat_template);
+        }
+        if (rc != ERR_OK)
+            return rc;
+        free(im->src.chat_template);
+        im->src.chat_template = text;
+    }
+    if (im->src.chat_template == NULL)
+        return ERR_OK;
+    snprintf(name, sizeof name, "the chat template of %.250s", text ? im->opts.chat_template : dir);
+    int rc = chat_template_open(name, im->src.chat_template,
+                                text_of(&im->src, "tokenizer_config.json"), &t, err);
+    chat_template_free(t);
+    return rc;
+}
+
 int base_import(const char *dir, const char *out, const struct base_import_opts *opts,
                 struct err *err)
 {
@@ -395,6 +422,8 @@ int base_import(const char *dir, const char *out, const struct base_import_opts 
         rc = choose_name(&im, dir, err);
     if (rc == ERR_OK)
         rc = source_open(dir, &im.src, err);
+    if (rc == ERR_OK)
+        rc = take_template(&im, dir, err);
     if (rc == ERR_OK) {
         fit_head(&im);
         rc = plan(&im, err);

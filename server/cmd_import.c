@@ -31,6 +31,7 @@ static int run(const struct opts *o, const char *dir, const char *out)
         .type = opt_str(o, "type"),
         .head = opt_str(o, "head"),
         .embed = opt_str(o, "embed"),
+        .chat_template = opt_str(o, "chat-template"),
         .requantize = opt_flag(o, "requantize"),
         .progress = show,
         .note = note,
@@ -62,6 +63,7 @@ int cmd_import(int argc, char **argv)
         { "embed", 0, "TYPE", NULL, "embedding: bf16 (default of nf4) or f32 (default of f32)", false },
         { "requantize", 0, NULL, NULL, "let 4-bit weights that are not NF4 be quantised a second time", false },
         { "name", 0, "NAME", NULL, "what the model is called (default: the folder's name)", false },
+        { "chat-template", 0, "FILE", NULL, "keep this template instead of the model's own", false },
         { NULL, 0, NULL, NULL, NULL, false },
     };
     int code = 2;

@@ -5,6 +5,7 @@
  * new generations, running ones get --drain-seconds.  A second one ends the process at once. */
 #include "api/api.h"
 #include "engine/mem.h"
+#include "engine/util.h"
 #include "server/cmd.h"
 #include "server/http.h"
 #include "server/options.h"
@@ -27,6 +28,8 @@ static const struct opt table[] = {
     { "kv", 0, "SIZE", NULL, "of that for the key/value cache; default three quarters of the rest",
       false },
     { "adapter-cache", 0, "SIZE", NULL, "of that for adapters; default a quarter of the rest",
+      false },
+    { "chat-template", 0, "FILE", NULL, "render messages with this template instead of the base's own",
       false },
     { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false },
     { "max-seqs", 0, "N", "64", "sequences that run at once", false },
@@ -59,6 +62,7 @@ struct server {
     struct base *base;
     struct compute compute;
     struct tokenizer *tokenizer;
+    struct chat_template *chat;
     struct loader {
         const char *db_path;
         const struct base *base;
@@ -190,6 +194,26 @@ static int start_engine(struct server *s, struct err *err)
     return rc;
 }
 
+/* --chat-template, or what the base brought along.  Neither: chat is plain lines. */
+static int open_template(struct server *s, const char *file, struct err *err)
+{
+    char name[300], *text = NULL;
+    size_t len;
+    int rc = ERR_OK;
+    if (file != NULL)
+        rc = file_read(file, (size_t)4 << 20, &text, &len, err);
+    else if (s->base->chat_template == NULL)
+        return ERR_OK;
+    snprintf(name, sizeof name, "the chat template %s %.250s", file ? "file" : "of",
+             file ? file : s->base->name);
+    if (rc == ERR_OK)
+        rc = chat_template_open(name, text ? text : s->base->chat_template,
+                                s->base->tokenizer_config, &s->chat, err);
+    free(text);
+    s->ao.chat_template = s->chat;
+    return rc;
+}
+
 static int start_api(struct server *s, const char *host, bool access_log, struct err *err)
 {
     int rc = http_listen(host, s->port, &s->fd, &s->port, &s->ao.loopback, err);
@@ -246,6 +270,7 @@ static void stop(struct server *s)
         adapter_cache_destroy(s->adapters);
     store_close(s->loader.st);
     api_destroy(s->api);
+    chat_template_free(s->chat);
     tokenizer_free(s->tokenizer);
     base_free(s->base);
     pool_destroy(s->compute.pool);
@@ -291,6 +316,8 @@ static int serve(const struct opts *o, struct server *s, struct err *err)
         rc = pool_create(threads, &s->compute.pool, err);
     if (rc == ERR_OK)
         rc = load_base(s, opt_str(o, "base"), opt_flag(o, "mmap"), memory, kv, cache, err);
+    if (rc == ERR_OK)
+        rc = open_template(s, opt_str(o, "chat-template"), err);
     if (rc == ERR_OK)
         rc = start_engine(s, err);
     if (rc == ERR_OK)

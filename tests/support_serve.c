@@ -51,7 +51,10 @@ struct serve *serve_open(const struct serve_opts *o)
                                    .max_seqs = o->max_seqs ? o->max_seqs : 64, .step_tokens = 256,
                                    .max_queue = o->max_queue ? o->max_queue : 256 };
     must(sched_create(&so, &s->sched, &err), &err, "sched");
-    const struct api_opts ao = { .base = s->base, .tokenizer = s->tokenizer, .sched = s->sched,
+    if (o->chat_template != NULL)
+        must(chat_template_open("the test's template", o->chat_template, s->base->tokenizer_config,
+                                &s->chat, &err), &err, "template");
+    const struct api_opts ao = { .base = s->base, .chat_template = s->chat, .tokenizer = s->tokenizer, .sched = s->sched,
                                  .adapters = s->cache, .compute = &s->compute,
                                  .db_path = s->db_path, .version = "test",
                                  .loopback = !o->open_to_all,
@@ -72,6 +75,7 @@ void serve_close(struct serve *s)
     api_db_close(s->db);
     store_close(s->st);
     api_destroy(s->api);
+    chat_template_free(s->chat);
     tokenizer_free(s->tokenizer);
     base_free(s->base);
     pool_destroy(s->compute.pool);

@@ -14,6 +14,7 @@ struct serve_opts {
     int max_queue, max_seqs;
     size_t max_json;
     double request_seconds;
+    const char *chat_template; /* text; NULL: none */
 };
 
 struct serve {
@@ -22,6 +23,7 @@ struct serve {
     struct compute compute;
     struct tokenizer *tokenizer;
     struct adapter_cache *cache;
+    struct chat_template *chat;
     struct sched *sched;
     struct store *load_store;  /* of the cache's loader thread */
     struct api *api;
