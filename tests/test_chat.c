@@ -11,8 +11,8 @@ static const char template[] =
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
     "{% for c in m.tool_calls %}<{{ c.function.arguments|tojson }}>{% endfor %}{% endfor %}"
     "{% if messages[0].role == 'x' %}{{ raise_exception('no x here') }}{% endif %}"
-    "{% for t in tools %}({{ t.function.name }}){% endfor %}"
-    "{% for d in documents %}{{ '{' ~ d.text ~ '}' }}{% endfor %}{{ more }}"
+    "{% for t in tools or [] %}({{ t.function.name }}){% endfor %}"
+    "{% for d in documents or [] %}{{ '{' ~ d.text ~ '}' }}{% endfor %}{{ more }}"
     "{% if add_generation_prompt %}[assistant]{% endif %}";
 
 static int setup(void **state)

@@ -7,6 +7,7 @@
 Prints JSON: [{"t": template, "v": variables, "out": text, or null where it fails, "e": the message
 where the template itself raised it}, ...].  Needs python3-jinja2.  The clock stands at NOW in UTC."""
 import datetime
+import functools
 import json
 import os
 import sys
@@ -55,12 +56,13 @@ def environment():
 
 
 ENV = environment()
+compiled = functools.lru_cache(maxsize=2)(ENV.from_string)
 
 
 def case(template, variables, label=None):
     r = {"t": template, "v": variables, "out": None}
     try:
-        r["out"] = ENV.from_string(template).render(**json.loads(json.dumps(variables)))
+        r["out"] = compiled(template).render(**json.loads(json.dumps(variables)))
         r["out"].encode()
         if " at 0x" in r["out"]:  # an address: lorad refuses to print such a thing
             r["out"] = None
