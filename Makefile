@@ -7,6 +7,10 @@
 ifeq ($(origin CC),default)
 CC      := gcc
 endif
+# As many jobs as there are CPUs, unless told otherwise.
+ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
 PREFIX  ?= /usr/local
 OPT     ?= -O2 -g
 B       ?= build

@@ -6,6 +6,7 @@
 set -u
 build=$1
 shift
+[ $# -gt 0 ] || { echo "there is no such test; tests/ has them" >&2; exit 2; }
 failed=
 count=0
 # Tests that need the reference files say so themselves, loudly.
