@@ -78,7 +78,8 @@ $(B)/lorad.a: $(LIB_OBJ) engine store api server
 # -MMD writes a .d file beside each object: header changes rebuild what uses them.
 $(B)/%.o: %.c $(B)/config.mk
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	@echo "  CC $<"
+	@$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 # Only main.c sees the version, so that a commit does not rebuild everything.
 $(B)/server/main.o: ALL_CFLAGS += $(DEFS)

@@ -82,7 +82,7 @@ tar -C "$W" -cf w.tar .
 want 201 '"id":"whitman@1"' -T w.tar "$url/v1/adapters/whitman"
 want 200 '"id":"whitman@1"' -T w.tar "$url/v1/adapters/whitman"
 want 400 'has no part `weights`' -F name=x -F config=@"$S/adapter_config.json" "$url/v1/adapters"
-want 400 'adapter_model.safetensors' -F name=x -F config=@"$S/adapter_config.json" \
+want 400 'not a safetensors file' -F name=x -F config=@"$S/adapter_config.json" \
     -F weights=@"$S/adapter_config.json" "$url/v1/adapters"
 want 400 'lora' -F name=x -F config=@"$S/adapter_config.json" \
     -F weights=@"$W/adapter_model.safetensors" "$url/v1/adapters"
