@@ -517,6 +517,7 @@ static int start_daemon(struct http *h, int fd, struct err *err)
 
 static void http_free(struct http *h)
 {
+    watch_free(h);
     pthread_mutex_destroy(&h->lock);
     pthread_cond_destroy(&h->work);
     pthread_cond_destroy(&h->idle);

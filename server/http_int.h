@@ -125,7 +125,9 @@ void work_add(struct request *r);
 
 /* --- http_watch.c --- */
 int watch_start(struct http *h, struct err *err);
-void watch_stop(struct http *h);
+void watch_stop(struct http *h); /* ends the thread */
+/* Closes what watch_add() and watch_remove() use: after the last poll thread has ended. */
+void watch_free(struct http *h);
 /* h->lock held. */
 int watch_add(struct http *h, struct conn *conn);
 void watch_remove(struct http *h, struct conn *conn);

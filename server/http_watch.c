@@ -169,6 +169,10 @@ void watch_stop(struct http *h)
     if (h->watching && eventfd_write(h->quit, 1) == 0)
         pthread_join(h->watcher, NULL);
     h->watching = false;
+}
+
+void watch_free(struct http *h)
+{
     if (h->quit >= 0)
         close(h->quit);
     if (h->epoll >= 0)
