@@ -19,7 +19,7 @@ static int record(struct err *err, enum err_code code, const char *slug, const c
     return code;
 }
 
-int err_set(struct err *err, enum err_code code, const char *fmt, ...)
+int(err_set)(struct err *err, enum err_code code, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
@@ -28,7 +28,7 @@ int err_set(struct err *err, enum err_code code, const char *fmt, ...)
     return rc;
 }
 
-int err_set_slug(struct err *err, enum err_code code, const char *slug, const char *param,
+int(err_set_slug)(struct err *err, enum err_code code, const char *slug, const char *param,
                  const char *fmt, ...)
 {
     va_list ap;

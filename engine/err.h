@@ -42,6 +42,13 @@ int err_set(struct err *err, enum err_code code, const char *fmt, ...)
 int err_set_slug(struct err *err, enum err_code code, const char *slug, const char *param,
                  const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 
+/* Analysers do not see that a failure is never 0: this tells them. */
+#ifdef __clang_analyzer__
+#define err_set(err, code, ...) ((err_set)((err), (code), __VA_ARGS__), (code))
+#define err_set_slug(err, code, slug, param, ...)                                                \
+    ((err_set_slug)((err), (code), (slug), (param), __VA_ARGS__), (code))
+#endif
+
 /* ERR_NOMEM with the usual sentence.  Inline, so that analysers see that it is never 0. */
 static inline int err_nomem(struct err *err)
 {

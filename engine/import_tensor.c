@@ -294,7 +294,7 @@ static int take_over(const struct item *it, struct scratch *s, struct nf4_parts 
 static int write_nf4(struct item *it, struct scratch *s, struct st_writer *out, struct err *err)
 {
     size_t n = count(it), N = (size_t)it->w.N, K = (size_t)it->w.K;
-    struct nf4_parts p;
+    struct nf4_parts p = { 0 };
     int rc = nf4_room(it, s, err);
     if (rc == ERR_OK)
         rc = (is_taken_over(it) ? take_over : quantize)(it, s, &p, err);

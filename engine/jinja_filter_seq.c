@@ -368,7 +368,7 @@ static struct jv choose(struct jctx *c, struct jv v, const struct jargs *raw, bo
     if (attr && raw->npos == 0)
         jfail(c, "Missing parameter for attribute name");
     const struct jspan s = jiter(c, v);
-    const struct jrow *row = raw->npos > attr ? row_arg(c, raw->pos[attr], false) : NULL;
+    const struct jrow *row = raw->npos > (size_t)attr ? row_arg(c, raw->pos[attr], false) : NULL;
     const struct jargs rest = rest_of(raw, (size_t)attr + 1);
     for (size_t i = 0; i < s.n; i++) {
         struct jv x = attr ? follow(c, s.v[i], raw->pos[0], missing) : s.v[i];

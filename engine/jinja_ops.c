@@ -45,7 +45,7 @@ static struct jv int_op(struct jctx *c, enum jop op, int64_t a, int64_t b)
         r = over ? 0 : a / b - (a % b != 0 && (a < 0) != (b < 0));
         break;
     default: /* OP_MOD */
-        r = b == -1 ? 0 : a % b;
+        r = b == -1 || b == 0 ? 0 : a % b;
         r += r != 0 && (r < 0) != (b < 0) ? b : 0;
         break;
     }

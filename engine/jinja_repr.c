@@ -14,7 +14,7 @@ void jfloat_text(double d, char ret[32])
 {
     char e[32];
     if (isnan(d) || isinf(d)) {
-        strcpy(ret, isnan(d) ? "nan" : d < 0 ? "-inf" : "inf");
+        snprintf(ret, 32, "%s", isnan(d) ? "nan" : d < 0 ? "-inf" : "inf");
         return;
     }
     int digits = 1;

@@ -350,7 +350,7 @@ void jseq_add(struct jctx *c, struct jseq *q, struct jv v)
         q->v = p;
         q->cap = cap;
     }
-    q->v[q->n++] = v;
+    q->v[q->n++] = v; /* NOLINT(clang-analyzer-core.NullDereference): there is room */
 }
 
 bool jiterable(struct jv v)

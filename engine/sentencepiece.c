@@ -167,7 +167,7 @@ int spm_read(const void *data, size_t len, struct vocab *ret, struct err *err)
     int rc = count_pieces(m, &v.n, err);
     if (rc != ERR_OK)
         return rc;
-    struct piece *pieces = calloc(v.n, sizeof *pieces), *p = pieces;
+    struct piece *pieces = calloc(v.n + 1, sizeof *pieces), *p = pieces;
     if (pieces == NULL)
         return err_nomem(err);
     while (rc == ERR_OK && next(&m, &f) == 1) {

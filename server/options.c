@@ -168,7 +168,7 @@ static int from_argv(struct opts *o, int argc, char **argv, const char **ret_con
         }
         const char *value = NULL;
         int index = take(o, argc, argv, &i, &value, ret_config, ret_help);
-        if (index < 0)
+        if (index < 0 || value == NULL)
             return 2;
         if (index < (int)o->nopts && set(o, index, value) != 0)
             return 2;
