@@ -371,7 +371,7 @@ static void split_space_right(struct jctx *c, const struct jstr *s, int64_t max,
 static void split_right(struct jctx *c, const struct jstr *s, const struct jstr *sep, int64_t max,
                         struct jseq *q)
 {
-    size_t to = s->len, at = s->len;
+    size_t at = s->len, to = at;
     while (max != 0 && at >= sep->len) {
         jcharge(c, 1);
         if (memcmp(s->s + at - sep->len, sep->s, sep->len) == 0) {

@@ -39,7 +39,7 @@ printf '%s\n' "$@" | xargs -P 2 -I{} clang-tidy --quiet --warnings-as-errors='*'
 
 cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr -j 2 \
     --enable=warning,portability,performance --suppress=missingIncludeSystem \
-    '-Djson_object_keylen_foreach(o,k,l,v)=for (;;)' \
+    --suppress=unknownMacro:engine/jinja_value.c \
     --suppress=normalCheckLevelMaxBranches -D_GNU_SOURCE -D__x86_64__ -I. "$@" || bad=1
 
 [ $bad = 0 ] && echo "lint: nothing found in $# files"
