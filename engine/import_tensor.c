@@ -10,6 +10,7 @@
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -271,6 +272,13 @@ static int quantize(const struct item *it, struct scratch *s, struct nf4_parts *
     *ret = (struct nf4_parts){ .codes = s->codes, .nested = s->nested,
                                .nested_absmax = s->nested_absmax };
     q4_nest(s->absmax, nf4_blocks(n), s->nested, s->nested_absmax, &ret->offset);
+    /* Finite weights near the largest number have scales whose differences are not. */
+    bool finite = isfinite(ret->offset);
+    for (size_t i = 0; i < nf4_nested_blocks(n); i++)
+        finite = finite && isfinite(s->nested_absmax[i]);
+    if (!finite)
+        return err_set(err, ERR_INVALID, "tensor %s has weights too large to be quantised",
+                       it->src->t->name);
     return ERR_OK;
 }
 
