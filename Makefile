@@ -16,10 +16,12 @@ OPT     ?= -O2 -g
 B       ?= build
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-PKGS    := sqlite3 libmicrohttpd jansson libpcre2-8 libutf8proc libsodium nettle libarchive libcurl
+PKGS    := sqlite3 libmicrohttpd jansson openblas libpcre2-8 libutf8proc libsodium nettle \
+           libarchive libcurl
 DEBS    := gcc make pkg-config libsqlite3-dev libmicrohttpd-dev libjansson-dev libpcre2-dev \
-           libutf8proc-dev libsodium-dev nettle-dev libarchive-dev libcurl4-openssl-dev
-TEST_DEBS := libcmocka-dev libopenblas-dev curl sqlite3 python3 python3-jinja2
+           libopenblas-dev libutf8proc-dev libsodium-dev nettle-dev libarchive-dev \
+           libcurl4-openssl-dev
+TEST_DEBS := libcmocka-dev curl sqlite3 python3 python3-jinja2
 LINT_DEBS := clang clang-tidy cppcheck
 FUZZ_DEBS := clang libclang-rt-dev libcmocka-dev
 
@@ -59,7 +61,7 @@ deps: ## install the packages that are missing
 	@sh tools/deps.sh "$(PKGS)" $(DEBS)
 
 test-deps:
-	@sh tools/deps.sh "cmocka openblas" $(TEST_DEBS)
+	@sh tools/deps.sh "cmocka" $(TEST_DEBS)
 
 lint-deps:
 	@sh tools/deps.sh "" $(LINT_DEBS)
@@ -112,7 +114,7 @@ $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT) $(B)/lorad.a
 	$(CC) -o $@ $^ -lcmocka $(LIBS)
 
 $(B)/tests/bench_%: $(B)/tests/bench_%.o $(SUPPORT) $(B)/lorad.a
-	$(CC) -o $@ $^ -lcmocka $$(pkg-config --libs openblas) $(LIBS)
+	$(CC) -o $@ $^ -lcmocka $(LIBS)
 
 $(TESTS:%=%.o) $(BENCHES:%=%.o) $(SUPPORT): | test-deps
 
