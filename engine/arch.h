@@ -45,9 +45,9 @@ enum position {
     POS_LEARNED,          /* a table of embeddings */
 };
 
-enum rope_scaling { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3 };
+enum rope_scaling { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN, ROPE_LONGROPE };
 
-enum { ARCH_MAX_EOS = 8 };
+enum { ARCH_MAX_EOS = 8, ARCH_MAX_LONGROPE = 128 };
 
 struct arch {
     char family[24];  /* config.json's model_type, e.g. "llama" */
@@ -62,6 +62,11 @@ struct arch {
     enum rope_scaling rope_scaling;
     double rope_factor, rope_low_freq, rope_high_freq;
     int rope_original_max;
+    double rope_amplitude;   /* cos and sin are multiplied by it; 0: 1 */
+    double rope_beta_fast, rope_beta_slow; /* YaRN: turns within rope_original_max */
+    bool rope_truncate;                    /* YaRN: the range between them in whole angles */
+    float rope_short[ARCH_MAX_LONGROPE];   /* LongRoPE: what f_i is divided by, [rot / 2] */
+    float rope_long[ARCH_MAX_LONGROPE];    /* the same for contexts over rope_original_max */
     double rope_theta_local; /* of layers with a window, unscaled; 0: as the others */
     uint8_t no_rope[64];     /* bit l % 8 of no_rope[l / 8]: layer l does without */
     /* sliding window: layer l sees the last `window` positions if window > 0 and

@@ -13,8 +13,6 @@
 
 #define COUNT(t) (sizeof(t) / sizeof(t)[0])
 
-static bool absent(const json_t *v) { return v == NULL || json_is_null(v); }
-
 /* --- typed fields --------------------------------------------------------------------- */
 
 int cfg_missing(const char *key, struct err *err)
@@ -36,7 +34,7 @@ int cfg_int(const json_t *o, const char *key, int def, int min, int max, int *re
             struct err *err)
 {
     const json_t *v = json_object_get(o, key);
-    if (absent(v)) {
+    if (cfg_absent(v)) {
         if (def == CFG_REQUIRED)
             return cfg_missing(key, err);
         *ret = def;
@@ -55,9 +53,9 @@ int cfg_int(const json_t *o, const char *key, int def, int min, int max, int *re
 int cfg_bool(const json_t *o, const char *key, bool def, bool *ret, struct err *err)
 {
     const json_t *v = json_object_get(o, key);
-    if (!absent(v) && !json_is_boolean(v))
+    if (!cfg_absent(v) && !json_is_boolean(v))
         return cfg_mistyped(key, v, "true or false", err);
-    *ret = absent(v) ? def : json_is_true(v);
+    *ret = cfg_absent(v) ? def : json_is_true(v);
     return ERR_OK;
 }
 
@@ -65,7 +63,7 @@ int cfg_double(const json_t *o, const char *key, double def, double min, double 
                struct err *err)
 {
     const json_t *v = json_object_get(o, key);
-    if (absent(v)) {
+    if (cfg_absent(v)) {
         if (isnan(def))
             return cfg_missing(key, err);
         *ret = def;
@@ -81,91 +79,15 @@ int cfg_double(const json_t *o, const char *key, double def, double min, double 
     return ERR_OK;
 }
 
-/* --- rope ----------------------------------------------------------------------------- */
-
-static int read_llama3(const json_t *o, struct arch *a, struct err *err)
-{
-    a->rope_scaling = ROPE_LLAMA3;
-    int rc = cfg_double(o, "factor", NAN, 1, 1e6, &a->rope_factor, err);
-    if (rc == ERR_OK)
-        rc = cfg_double(o, "low_freq_factor", NAN, 1e-6, 1e6, &a->rope_low_freq, err);
-    if (rc == ERR_OK)
-        rc = cfg_double(o, "high_freq_factor", NAN, 1e-6, 1e6, &a->rope_high_freq, err);
-    if (rc == ERR_OK)
-        rc = cfg_int(o, "original_max_position_embeddings", CFG_REQUIRED, 1, INT32_MAX,
-                     &a->rope_original_max, err);
-    return rc;
-}
-
-int cfg_rope_scaling(const json_t *o, struct arch *a, struct err *err)
-{
-    const json_t *v = json_object_get(o, "rope_type");
-    if (absent(v))
-        v = json_object_get(o, "type");
-    const char *type = absent(v) ? "default" : json_string_value(v);
-    if (type == NULL)
-        return cfg_mistyped("rope_type", v, "a string", err);
-    if (strcmp(type, "default") == 0)
-        return ERR_OK;
-    if (strcmp(type, "linear") == 0) {
-        a->rope_scaling = ROPE_LINEAR;
-        return cfg_double(o, "factor", NAN, 1e-6, 1e6, &a->rope_factor, err);
-    }
-    if (strcmp(type, "llama3") == 0)
-        return read_llama3(o, a, err);
-    return err_set(err, ERR_INVALID,
-                   "config.json: rope scaling \"%.60s\" is not supported; default, linear and "
-                   "llama3 are",
-                   type);
-}
-
-/* The first name of "a|b" that the object has a value for, or the last. */
-static const char *pick(const json_t *o, const char *names, char ret[64])
+const char *cfg_pick(const json_t *o, const char *names, char ret[64])
 {
     for (;;) {
         size_t n = strcspn(names, "|");
         snprintf(ret, 64, "%.*s", (int)n, names);
-        if (names[n] == '\0' || !absent(json_object_get(o, ret)))
+        if (names[n] == '\0' || !cfg_absent(json_object_get(o, ret)))
             return ret;
         names += n + 1;
     }
-}
-
-/* How much of each head rotates.  `params` (or NULL) comes before the fields at the top. */
-static int read_rotary(const json_t *json, const json_t *params, const struct family *f,
-                       struct arch *a, struct err *err)
-{
-    static const char v5[] = "partial_rotary_factor";
-    const json_t *o = absent(json_object_get(params, v5)) ? json : params;
-    const bool partial = f->keys->rotary != NULL;
-    char key[64];
-    double part = 1;
-    int rc = cfg_double(o, o == params || !partial ? v5 : pick(o, f->keys->rotary, key),
-                        partial ? f->absent.rotary : 1, partial ? 0.01 : 1, 1, &part, err);
-    a->rot = (int)(a->hd * part);
-    return rc;
-}
-
-static int read_rope(const json_t *json, const struct family *f, struct arch *a, struct err *err)
-{
-    const json_t *params = json_object_get(json, "rope_parameters");
-    const json_t *scaling = json_object_get(json, "rope_scaling");
-    char key[64];
-    if (!absent(params) && !absent(scaling))
-        return err_set(err, ERR_INVALID,
-                       "config.json has both rope_parameters and rope_scaling; only one can hold");
-    if (f->local_rope && !absent(json_object_get(params, "full_attention")))
-        params = json_object_get(params, "full_attention");
-    const json_t *o = absent(params) ? scaling : params;
-    if (!absent(o) && !json_is_object(o))
-        return cfg_mistyped(o == params ? "rope_parameters" : "rope_scaling", o, "an object", err);
-    const bool inside = !absent(params) && !absent(json_object_get(params, "rope_theta"));
-    int rc = cfg_double(inside ? params : json,
-                        inside ? "rope_theta" : pick(json, f->keys->theta, key), f->absent.theta, 1,
-                        1e15, &a->rope_theta, err);
-    if (rc == ERR_OK)
-        rc = read_rotary(json, o, f, a, err);
-    return rc != ERR_OK || absent(o) ? rc : cfg_rope_scaling(o, a, err);
 }
 
 /* --- end and begin tokens ------------------------------------------------------------- */
@@ -189,9 +111,9 @@ static int add_eos(const json_t *v, struct arch *a, struct err *err)
 static int read_eos(const json_t *json, const json_t *gen, struct arch *a, struct err *err)
 {
     const json_t *v = json_object_get(gen, "eos_token_id");
-    if (absent(v))
+    if (cfg_absent(v))
         v = json_object_get(json, "eos_token_id");
-    if (absent(v))
+    if (cfg_absent(v))
         return ERR_OK;
     if (!json_is_array(v))
         return add_eos(v, a, err);
@@ -229,7 +151,7 @@ static const struct family *read_family(const json_t *json, struct err *err)
         return NULL;
     }
     const json_t *archs = json_object_get(json, "architectures");
-    bool known = absent(archs);
+    bool known = cfg_absent(archs);
     for (size_t i = 0; i < COUNT(f->architecture) && f->architecture[i] != NULL; i++)
         known = known || lists(archs, f->architecture[i]);
     if (!known) {
@@ -255,7 +177,7 @@ static bool is_bnb_4bit(const json_t *q)
 static int refuse_foreign(const json_t *json, struct err *err)
 {
     const json_t *q = json_object_get(json, "quantization_config");
-    if (!absent(q) && !is_bnb_4bit(q)) {
+    if (!cfg_absent(q) && !is_bnb_4bit(q)) {
         const char *method = json_string_value(json_object_get(q, "quant_method"));
         return err_set(err, ERR_INVALID,
                        "config.json has a quantization_config (%.60s) that is not bitsandbytes in "
@@ -294,7 +216,7 @@ static int read_act(const json_t *json, const struct family *f, struct arch *a, 
 {
     a->act = f->act;
     const json_t *v = f->keys->act ? json_object_get(json, f->keys->act) : NULL;
-    if (absent(v) ||
+    if (cfg_absent(v) ||
         (activation_parse(json_string_value(v), &a->act) && activation_fits(f, a->act)))
         return ERR_OK;
     return cfg_mistyped(f->keys->act, v,
@@ -316,7 +238,7 @@ static int read_heads(const json_t *json, const struct family *f, struct arch *a
                      1, 1 << 12, &a->G, err);
     if (rc != ERR_OK)
         return rc;
-    const bool given = k->hd != NULL && !absent(json_object_get(json, k->hd));
+    const bool given = k->hd != NULL && !cfg_absent(json_object_get(json, k->hd));
     if (!given && f->absent.hd == 0 && a->D % a->H != 0)
         return err_set(err, ERR_INVALID,
                        "config.json: hidden_size %d is not a multiple of num_attention_heads %d%s",
@@ -342,7 +264,7 @@ static int read_shapes(const json_t *json, const struct family *f, struct arch *
     char key[64];
     int rc = ERR_OK;
     for (size_t i = 0; i < COUNT(fields) && rc == ERR_OK; i++)
-        rc = cfg_int(json, pick(json, fields[i].key, key), fields[i].def, 1, fields[i].max,
+        rc = cfg_int(json, cfg_pick(json, fields[i].key, key), fields[i].def, 1, fields[i].max,
                      fields[i].ret, err);
     if (rc != ERR_OK)
         return rc;
@@ -371,7 +293,7 @@ static int read_config(const json_t *json, const json_t *gen, struct arch *a, st
         rc = cfg_double(json, f->keys->eps, f->absent.eps, 1e-12, 0.1, &eps, err);
     a->norm_eps = (float)eps;
     if (rc == ERR_OK && f->keys->theta != NULL)
-        rc = read_rope(json, f, a, err);
+        rc = cfg_rope(json, f, a, err);
     if (rc == ERR_OK)
         rc = cfg_bool(json, "tie_word_embeddings", f->absent.tied, &a->tied, err);
     if (rc == ERR_OK)

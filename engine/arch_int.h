@@ -18,6 +18,9 @@ enum { ARCH_MAX_LAYERS = 512 };
 /* Pass as the default of a field that must be there. */
 #define CFG_REQUIRED (-2147483647 - 1)
 
+static inline bool cfg_absent(const json_t *v) { return v == NULL || json_is_null(v); }
+/* The first name of "a|b" that the object has a value for, or the last; in `ret`. */
+const char *cfg_pick(const json_t *o, const char *names, char ret[64]);
 int cfg_int(const json_t *o, const char *key, int def, int min, int max, int *ret,
             struct err *err);
 int cfg_bool(const json_t *o, const char *key, bool def, bool *ret, struct err *err);
@@ -30,8 +33,12 @@ int arch_check(const struct arch *a, struct err *err);
 void arch_set_windowed(struct arch *a, int layer);
 void arch_set_no_rope(struct arch *a, int layer);
 
-/* Kind and numbers of rope scaling, from an object with rope_type or type. */
-int cfg_rope_scaling(const json_t *o, struct arch *a, struct err *err);
+/* All of rope (arch_rope.c): theta, how much of a head rotates, scaling.  After shapes and family. */
+int cfg_rope(const json_t *json, const struct family *f, struct arch *a, struct err *err);
+/* Kind and numbers of rope scaling, from an object with rope_type or type, inside of config.json. */
+int cfg_rope_scaling(const json_t *json, const json_t *o, struct arch *a, struct err *err);
+/* A list of `n` divisors of frequencies. */
+int cfg_rope_divisors(const json_t *o, const char *key, int n, float *ret, struct err *err);
 /* "gelu_new" and the like. */
 bool activation_parse(const char *name, enum activation *ret);
 /* A family with silu has nothing else; the others have some gelu. */

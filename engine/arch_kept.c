@@ -51,7 +51,7 @@ static const struct field double_fields[] = {
 };
 #undef INT
 
-static const char *const scaling_names[] = { "default", "linear", "llama3" };
+static const char *const scaling_names[] = { "default", "linear", "llama3", "yarn", "longrope" };
 static const char *const kept_acts[] = { "silu", "gelu_tanh", "gelu" };
 
 static json_t *layers_where(const struct arch *a, bool (*fn)(const struct arch *, int), bool value)
@@ -65,6 +65,59 @@ static json_t *layers_where(const struct arch *a, bool (*fn)(const struct arch *
         return list;
     json_decref(list);
     return NULL;
+}
+
+static int put_floats(json_t *o, const char *key, const float *x, int n)
+{
+    json_t *list = json_array();
+    int bad = 0;
+    for (int i = 0; i < n; i++)
+        bad |= json_array_append_new(list, json_real((double)x[i]));
+    return json_object_set_new(o, key, list) | bad;
+}
+
+/* What only some kinds of scaling have is there with them alone. */
+static int put_scaling(json_t *o, const struct arch *a)
+{
+    int bad = json_object_set_new(o, "rope_scaling", json_string(scaling_names[a->rope_scaling]));
+    if (a->rope_scaling == ROPE_YARN || a->rope_scaling == ROPE_LONGROPE)
+        bad |= json_object_set_new(o, "rope_amplitude", json_real(a->rope_amplitude));
+    if (a->rope_scaling == ROPE_YARN) {
+        bad |= json_object_set_new(o, "rope_beta_fast", json_real(a->rope_beta_fast));
+        bad |= json_object_set_new(o, "rope_beta_slow", json_real(a->rope_beta_slow));
+        bad |= json_object_set_new(o, "rope_truncate", json_boolean(a->rope_truncate));
+    }
+    if (a->rope_scaling == ROPE_LONGROPE) {
+        bad |= put_floats(o, "rope_short", a->rope_short, a->rot / 2);
+        bad |= put_floats(o, "rope_long", a->rope_long, a->rot / 2);
+    }
+    return bad;
+}
+
+static int read_scaling(const json_t *o, struct arch *a, struct err *err)
+{
+    const char *name = json_string_value(json_object_get(o, "rope_scaling"));
+    size_t s = 0;
+    while (s < COUNT(scaling_names) && (name == NULL || strcmp(name, scaling_names[s]) != 0))
+        s++;
+    if (s == COUNT(scaling_names))
+        return err_set(err, ERR_INVALID, "lorad.arch: rope_scaling \"%.60s\" is unknown",
+                       name ? name : "");
+    a->rope_scaling = (enum rope_scaling)s;
+    int rc = ERR_OK;
+    if (s == ROPE_YARN || s == ROPE_LONGROPE)
+        rc = cfg_double(o, "rope_amplitude", NAN, 1e-3, 1e3, &a->rope_amplitude, err);
+    if (rc == ERR_OK && s == ROPE_YARN)
+        rc = cfg_double(o, "rope_beta_fast", NAN, 0, 1e6, &a->rope_beta_fast, err);
+    if (rc == ERR_OK && s == ROPE_YARN)
+        rc = cfg_double(o, "rope_beta_slow", NAN, 0, 1e6, &a->rope_beta_slow, err);
+    if (rc == ERR_OK && s == ROPE_YARN)
+        rc = cfg_bool(o, "rope_truncate", true, &a->rope_truncate, err);
+    if (rc == ERR_OK && s == ROPE_LONGROPE)
+        rc = cfg_rope_divisors(o, "rope_short", a->rot / 2, a->rope_short, err);
+    if (rc == ERR_OK && s == ROPE_LONGROPE)
+        rc = cfg_rope_divisors(o, "rope_long", a->rot / 2, a->rope_long, err);
+    return rc;
 }
 
 char *arch_to_json(const struct arch *a)
@@ -84,7 +137,7 @@ char *arch_to_json(const struct arch *a)
         bad |= json_object_set_new(o, double_fields[i].key, json_real(v));
     }
     bad |= json_object_set_new(o, "norm_eps", json_real((double)a->norm_eps));
-    bad |= json_object_set_new(o, "rope_scaling", json_string(scaling_names[a->rope_scaling]));
+    bad |= put_scaling(o, a);
     for (int i = 0; i < a->neos; i++)
         bad |= json_array_append_new(eos, json_integer(a->eos[i]));
     bad |= json_object_set_new(o, "act", json_string(kept_acts[a->act]));
@@ -130,7 +183,6 @@ static int read_kept(const json_t *o, struct arch *a, struct err *err)
     double eps = 0;
     int layers[ARCH_MAX_LAYERS], n = 0;
     const char *family = json_string_value(json_object_get(o, "family"));
-    const char *scaling = json_string_value(json_object_get(o, "rope_scaling"));
     if (family == NULL || family_find(family) == NULL)
         return err_set(err, ERR_INVALID, "lorad.arch: family \"%.60s\" is unknown; known: %s",
                        family ? family : "", family_list());
@@ -165,15 +217,9 @@ static int read_kept(const json_t *o, struct arch *a, struct err *err)
     if (rc == ERR_OK)
         rc = read_kept_act(o, a, err);
     a->norm_eps = (float)eps;
-    if (rc != ERR_OK)
-        return rc;
-    for (int s = 0; s < (int)COUNT(scaling_names); s++)
-        if (scaling != NULL && strcmp(scaling, scaling_names[s]) == 0) {
-            a->rope_scaling = (enum rope_scaling)s;
-            return arch_check(a, err);
-        }
-    return err_set(err, ERR_INVALID, "lorad.arch: rope_scaling \"%.60s\" is unknown",
-                   scaling ? scaling : "");
+    if (rc == ERR_OK)
+        rc = read_scaling(o, a, err);
+    return rc == ERR_OK ? arch_check(a, err) : rc;
 }
 
 int arch_from_json(const char *json, struct arch *ret, struct err *err)
@@ -207,6 +253,14 @@ static int check_rope(const struct arch *a, const struct family *f, struct err *
         return err_set(err, ERR_INVALID,
                        "model config: high_freq_factor %g is not above low_freq_factor %g",
                        a->rope_high_freq, a->rope_low_freq);
+    if (a->rope_scaling == ROPE_YARN &&
+        !(a->rope_theta > 1 && a->rope_original_max > 0 && a->rope_beta_slow > 0 &&
+          a->rope_beta_fast >= a->rope_beta_slow))
+        return err_set(err, ERR_INVALID,
+                       "model config: YaRN from %g to %g turns in %d positions with rope_theta %g",
+                       a->rope_beta_fast, a->rope_beta_slow, a->rope_original_max, a->rope_theta);
+    if (a->rope_scaling == ROPE_LONGROPE && a->rope_original_max < 1)
+        return err_set(err, ERR_INVALID, "model config: longrope without rope_original_max");
     return ERR_OK;
 }
 

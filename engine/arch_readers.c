@@ -312,7 +312,7 @@ int arch_read_gemma3(const void *json, struct arch *a, struct err *err)
                            : cfg_double(json, "rope_local_base_freq", 10000, 1, 1e15,
                                         &a->rope_theta_local, err);
     if (rc == ERR_OK && local != NULL)
-        rc = cfg_rope_scaling(local, &other, err);
+        rc = cfg_rope_scaling(json, local, &other, err);
     if (rc == ERR_OK && other.rope_scaling != ROPE_PLAIN)
         rc = err_set(err, ERR_INVALID,
                      "config.json: rope_parameters of sliding_attention are scaled; only those of "

@@ -115,7 +115,7 @@ size_t forward_bytes(const struct base *b, int max_rows, int max_logits)
            (size_t)max_rows * ((size_t)widest(&b->arch) * 9 / 4 + 256);
 }
 
-int forward_create(const struct base *b, const struct compute *c, struct kv_cache *kv,
+int forward_create(const struct base *b, const struct compute *c, struct kv_cache *kv, int context,
                    int max_rows, int max_logits, struct forward **ret, struct err *err)
 {
     struct forward *f = calloc(1, sizeof *f);
@@ -137,12 +137,13 @@ int forward_create(const struct base *b, const struct compute *c, struct kv_cach
         rc = act_reserve(&f->act, max_rows, widest(&b->arch), err);
     }
     if (rc == ERR_OK && f->nropes > 0)
-        rc = rope_create(&b->arch, &f->rope[0], err);
+        rc = rope_create(&b->arch, context, &f->rope[0], err);
     if (rc == ERR_OK && f->nropes > 1) {
         struct arch local = b->arch;
         local.rope_theta = local.rope_theta_local;
         local.rope_scaling = ROPE_PLAIN;
-        rc = rope_create(&local, &f->rope[1], err);
+        local.rope_amplitude = 1;
+        rc = rope_create(&local, context, &f->rope[1], err);
     }
     if (rc != ERR_OK) {
         forward_destroy(f);

@@ -27,7 +27,9 @@ struct span {
 struct forward;
 /* Bytes that forward_create() takes (for the memory plan). */
 size_t forward_bytes(const struct base *b, int max_rows, int max_logits);
-int forward_create(const struct base *b, const struct compute *c, struct kv_cache *kv,
+/* `context`: as many positions as a sequence may get, at most the model's; it chooses the angles of
+ * models that have two sets of them (rope.h), nothing else. */
+int forward_create(const struct base *b, const struct compute *c, struct kv_cache *kv, int context,
                    int max_rows, int max_logits, struct forward **ret, struct err *err);
 void forward_destroy(struct forward *f); /* NULL is fine */
 

@@ -334,10 +334,12 @@ static int make_parts(struct sched *s, const struct sched_opts *o, struct err *e
     int rc = kv_create(&b->arch, b->is_f32, o->kv_bytes, &s->kv, err);
     if (rc != ERR_OK)
         return rc;
+    const int context = s->max_context; /* how much memory there is must not choose the angles */
     int64_t positions = (int64_t)kv_pages(s->kv) * KV_PAGE;
     if (s->max_context > positions)
         s->max_context = (int)positions;
-    rc = forward_create(b, s->compute, s->kv, s->max_rows, s->max_logits, &s->forward, err);
+    rc = forward_create(b, s->compute, s->kv, context, s->max_rows, s->max_logits, &s->forward,
+                        err);
     if (rc != ERR_OK)
         return rc;
     s->batch = calloc((size_t)s->max_seqs, sizeof(struct gen *));

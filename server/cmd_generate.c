@@ -166,7 +166,7 @@ static int generate(struct session *s, struct gen_request *q, const struct opts 
             positions = (size_t)a->max_positions;
         const struct sched_opts so = {
             .base = s->base, .tokenizer = s->tokenizer, .compute = &s->compute, .max_seqs = 1,
-            .step_tokens = ROWS,
+            .step_tokens = ROWS, .max_context = (int)positions,
             .kv_bytes = ((positions + KV_PAGE - 1) / KV_PAGE) * kv_page_bytes(a, s->base->is_f32),
         };
         rc = sched_create(&so, &sched, err);

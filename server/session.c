@@ -183,7 +183,7 @@ int session_runner_open(struct session *s, int longest, struct session_runner **
     r->s = s;
     int rc = kv_create(a, s->base->is_f32, pages * kv_page_bytes(a, s->base->is_f32), &r->kv, err);
     if (rc == ERR_OK)
-        rc = forward_create(s->base, &s->compute, r->kv, chunk, chunk, &r->forward, err);
+        rc = forward_create(s->base, &s->compute, r->kv, longest, chunk, chunk, &r->forward, err);
     if (rc != ERR_OK) {
         session_runner_close(r);
         return rc;

@@ -161,9 +161,24 @@ static void settings_that_cannot_be_honoured_are_refused_by_name(void **state)
         { "{\"head_dim\":4096,\"num_attention_heads\":4096,\"num_key_value_heads\":1}", "4096 heads of 4096" },
         { "{\"rms_norm_eps\":0}", "rms_norm_eps is 0" },
         { "{\"rms_norm_eps\":\"1e-5\"}", "rms_norm_eps is \"1e-5\"" },
-        { "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}}", "rope scaling \"yarn\"" },
-        { "{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4}}", "rope scaling \"dynamic\"" },
-        { "{\"rope_parameters\":{\"rope_type\":\"longrope\"}}", "rope scaling \"longrope\"" },
+        { "{\"rope_scaling\":{\"rope_type\":\"ntk\",\"factor\":4}}", "rope scaling \"ntk\"" },
+        { "{\"rope_scaling\":{\"type\":\"dynamic\",\"alpha\":4}}", "\"dynamic\" with alpha" },
+        { "{\"rope_scaling\":{\"type\":\"yarn\",\"mrope_section\":[1]}}", "\"yarn\" with mrope_section" },
+        { "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":0.5}}", "factor is 0.5" },
+        { "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,\"beta_fast\":1,\"beta_slow\":2}}",
+          "YaRN from 1 to 2 turns" },
+        { "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,\"truncate\":1}}", "truncate is 1" },
+        { "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2},\"rope_theta\":1}", "with rope_theta 1" },
+        { "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,\"original_max_position_embeddings\":64},"
+          "\"original_max_position_embeddings\":32}", "is 32, but 64 in the rope settings" },
+        { "{\"rope_parameters\":{\"rope_type\":\"longrope\"}}", "short_factor is not a list of 8" },
+        { "{\"rope_parameters\":{\"rope_type\":\"longrope\",\"short_factor\":[1,1,1,1,1,1,1,0]}}",
+          "short_factor[7]" },
+        { "{\"rope_parameters\":{\"rope_type\":\"longrope\",\"factor\":4,\"short_factor\":[1,1,1,1,1,1,1,1],"
+          "\"original_max_position_embeddings\":64,\"long_factor\":[1,1,1,1,1,1,1,1]}}",
+          "has factor 4, but" },
+        { "{\"rope_parameters\":{\"rope_type\":\"longrope\",\"short_factor\":[1],\"long_factor\":[1],"
+          "\"long_mscale\":1}}", "\"longrope\" with long_mscale" },
         { "{\"rope_scaling\":{\"type\":\"linear\"}}", "factor is missing" },
         { "{\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}}", "factor is 0" },
         { "{\"rope_scaling\":3}", "rope_scaling is 3" },
@@ -285,6 +300,9 @@ static void the_kept_form_reads_back_as_the_same(void **state)
         "\"tie_word_embeddings\":true}",
         ("{\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
          "\"high_freq_factor\":4,\"original_max_position_embeddings\":64,\"rope_theta\":5e5}}"),
+        "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,\"truncate\":false,\"beta_fast\":31.5}}",
+        ("{\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1.1,1,1,1,1,1,1],"
+         "\"long_factor\":[1,1.2,1,1,1,1,1,7],\"original_max_position_embeddings\":64}}"),
     };
     for (size_t i = 0; i < COUNT(patches); i++) {
         struct arch a = must_read(patches[i]), b;
@@ -315,6 +333,7 @@ static void a_damaged_kept_form_is_refused(void **state)
         { "windowed", "{}" },     { "eos", "[256]" }, { "rope_theta", "0" },   { "norm_eps", "0" },
         { "bos", "256" },         { "bos", "-2" },    { "rope_scaling", "\"yarn\"" },
         { "rope_scaling", "\"llama3\"" },             { "rope_scaling", "\"linear\"" },
+        { "rope_scaling", "\"longrope\"" },           { "rope_scaling", "\"dynamic\"" },
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         json_t *o = json_loads(good, 0, NULL);

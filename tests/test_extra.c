@@ -205,7 +205,7 @@ static float *run(const struct scene *sc, int from, int to, enum precision p, en
     struct span spans[NSEQ];
     ok(pool_create(threads, &c.pool, &err));
     ok(kv_create(&b->arch, b->is_f32, 16 * kv_page_bytes(&b->arch, b->is_f32), &kv, &err));
-    ok(forward_create(b, &c, kv, NSEQ * LEN, NSEQ * LEN, &f, &err));
+    ok(forward_create(b, &c, kv, LEN, NSEQ * LEN, NSEQ * LEN, &f, &err));
     for (int i = from; i < to; i++) {
         const uint8_t seed[32] = { (uint8_t)(i + 1) };
         memset(&s[i], 0, sizeof s[i]);

@@ -287,59 +287,6 @@ static void vector_operations_give_the_scalar_bits(void **state)
         check_against_scalar(*v);
 }
 
-/* --- rope ---------------------------------------------------------------------------------------- */
-static void rope_rotates_pairs_by_position_times_frequency(void **state)
-{
-    (void)state;
-    struct arch a = { .rot = 80, .max_positions = 131072, .rope_theta = 10000 };
-    struct rope *r;
-    assert_int_equal(rope_create(&a, &r, NULL), ERR_OK);
-    static const int positions[] = { 0, 1, 255, 256, 257, 4095, 65536, 131071 };
-    for (size_t p = 0; p < sizeof positions / sizeof positions[0]; p++) {
-        float c[40], s[40], x[80];
-        rope_angles(r, positions[p], c, s);
-        for (int i = 0; i < 80; i++)
-            x[i] = (float)(i % 7) - 3;
-        ops_scalar.rope(x, c, s, 80);
-        for (int i = 0; i < 40; i++) {
-            double t = positions[p] * pow(10000, -2.0 * i / 80);
-            assert_true(fabs(c[i] - cos(t)) < 4e-8 && fabs(s[i] - sin(t)) < 4e-8);
-            double x0 = i % 7 - 3, x1 = (i + 40) % 7 - 3;
-            assert_true(fabs(x[i] - (x0 * cos(t) - x1 * sin(t))) < 1e-6);
-            assert_true(fabs(x[i + 40] - (x1 * cos(t) + x0 * sin(t))) < 1e-6);
-        }
-    }
-    rope_destroy(r);
-}
-
-/* Llama 3's rule by wave length: kept below 1/4 of the original context, slowed down above it
- * altogether, a blend between. */
-static void llama3_scaling_slows_long_waves_only(void **state)
-{
-    (void)state;
-    const double pi = acos(-1);
-    struct arch a = { .rot = 128, .max_positions = 512, .rope_theta = 500000,
-                      .rope_scaling = ROPE_LLAMA3, .rope_factor = 8, .rope_low_freq = 1,
-                      .rope_high_freq = 4, .rope_original_max = 8192 };
-    int kept = 0, slowed = 0, blended = 0;
-    for (int i = 0; i < 64; i++) {
-        double f = pow(500000, -2.0 * i / 128), wave = 2 * pi / f, got = rope_frequency(&a, i);
-        if (wave < 8192 / 4.0) {
-            assert_true(fabs(got - f) < 1e-15);
-            kept++;
-        } else if (wave > 8192) {
-            assert_true(fabs(got - f / 8) < 1e-15);
-            slowed++;
-        } else {
-            assert_true(got < f && got > f / 8);
-            blended++;
-        }
-    }
-    assert_true(kept > 0 && slowed > 0 && blended > 0);
-    a.rope_scaling = ROPE_LINEAR;
-    assert_true(fabs(rope_frequency(&a, 5) - pow(500000, -10.0 / 128) / 8) < 1e-15);
-}
-
 /* --- attention ------------------------------------------------------------------------------------- */
 struct scene {
     struct arch arch;
@@ -540,8 +487,6 @@ int main(void)
         cmocka_unit_test(softcap_is_a_hyperbolic_tangent_of_full_precision),
         cmocka_unit_test(layernorm_and_rope_in_pairs_agree_with_fp64),
         cmocka_unit_test(vector_operations_give_the_scalar_bits),
-        cmocka_unit_test(rope_rotates_pairs_by_position_times_frequency),
-        cmocka_unit_test(llama3_scaling_slows_long_waves_only),
         cmocka_unit_test(attention_agrees_with_fp64_softmax),
         cmocka_unit_test(attention_has_the_same_bits_in_any_chunks_and_on_any_instruction_set),
         cmocka_unit_test(attention_stands_extreme_scores),
