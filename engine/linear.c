@@ -109,8 +109,7 @@ static void weights_flat(const struct matrix *w, size_t n, size_t k, size_t len,
     }
 }
 
-/* Weights [k, k + len) of row n; in the panel layouts k and len are multiples of 64. */
-static void weights(const struct matrix *w, size_t n, size_t k, size_t len, float *ret)
+void matrix_part(const struct matrix *w, size_t n, size_t k, size_t len, float *ret)
 {
     const size_t at = n * (size_t)w->K + k;
     switch (w->type) {
@@ -139,7 +138,7 @@ static void weights(const struct matrix *w, size_t n, size_t k, size_t len, floa
 
 void matrix_row(const struct matrix *w, int n, float *ret)
 {
-    weights(w, (size_t)n, 0, (size_t)w->K, ret);
+    matrix_part(w, (size_t)n, 0, (size_t)w->K, ret);
 }
 
 /* --- activations ------------------------------------------------------------------------- */
@@ -321,7 +320,7 @@ static void dequantised_piece(void *arg, int64_t begin, int64_t end, int thread)
             float lanes[TILE][16] = { { 0.0f } }, part[PART];
             for (size_t k = 0; k < K; k += PART) {
                 const size_t len = K - k < PART ? K - k : PART;
-                weights(t->w, (size_t)n, k, len, part);
+                matrix_part(t->w, (size_t)n, k, len, part);
                 for (int m = 0; m < rows; m++)
                     t->dot->lanes_f32(t->a->x + (size_t)(m0 + m) * (size_t)t->a->ldx + k, part, len,
                                       lanes[m]);

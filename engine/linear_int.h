@@ -52,6 +52,10 @@ struct panel_job {
 };
 typedef void (*panel_fn)(const struct panel_job *j);
 
+/* Weights [k, k + len) of row n as fp32; in the panel layouts k and len are multiples of 64. */
+struct matrix;
+void matrix_part(const struct matrix *w, size_t n, size_t k, size_t len, float *ret);
+
 struct linear_ops {
     pack_fn pack_i8, pack_i16;
     panel_fn nf4_i8, nf4_i16; /* MAT_NF4_P16: fast, exact */

@@ -3,6 +3,7 @@
 #include "engine/dot.h"
 #include "engine/linear.h"
 #include "engine/nf4.h"
+#include "tests/support_linear.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -12,124 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-
-/* --- random matrices ----------------------------------------------------------------------- */
-
-static uint64_t seed;
-
-static double uniform(void) /* (0, 1) */
-{
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return ((double)(seed >> 11) + 0.5) * 0x1p-53;
-}
-
-static float gauss(void)
-{
-    double r = sqrt(-2.0 * log(uniform()));
-    return (float)(r * cos(6.283185307179586 * uniform()));
-}
-
-static void *get(size_t bytes)
-{
-    void *p = aligned_alloc(64, (bytes + 127) / 64 * 64);
-    assert_non_null(p);
-    return p;
-}
-
-/* A matrix and the weights it stands for. */
-struct weights {
-    struct matrix m;
-    void *codes;
-    uint16_t *s16;
-    float *s32;
-    double *exact; /* [N][K]: code value * unrounded scale */
-};
-
-static void fill_nf4(struct weights *w, const float *dense, bool flat)
-{
-    const size_t N = (size_t)w->m.N, K = (size_t)w->m.K, n = N * K;
-    uint8_t *packed = get(nf4_bytes(n));
-    float *absmax = get(nf4_blocks(n) * sizeof *absmax), *back = get(n * sizeof *back);
-    q4_quantize(Q4_NF4, dense, n, packed, absmax);
-    q4_dequantize(Q4_NF4, packed, absmax, n, back);
-    for (size_t i = 0; i < n; i++)
-        w->exact[i] = (double)back[i];
-    free(back);
-    if (flat) {
-        w->codes = packed;
-        w->s32 = absmax;
-        return;
-    }
-    w->codes = get(p16_bytes(N, K));
-    w->s16 = get(p16_scales(N, K) * sizeof *w->s16);
-    w->s32 = get(p16_scales(N, K) * sizeof *w->s32);
-    p16_pack(packed, N, K, w->codes);
-    p16_scales_from(absmax, N, K, w->s16, w->s32);
-    free(packed);
-    free(absmax);
-}
-
-static struct weights make_weights(enum mat_type type, int N, int K)
-{
-    const size_t n = (size_t)N * (size_t)K;
-    struct weights w = { .m = { .type = type, .N = N, .K = K } };
-    float *dense = get(n * sizeof *dense);
-    for (size_t i = 0; i < n; i++)
-        dense[i] = 0.02f * gauss();
-    w.exact = get(n * sizeof *w.exact);
-    for (size_t i = 0; i < n; i++)
-        w.exact[i] = (double)dense[i];
-    switch (type) {
-    case MAT_F32:
-        w.codes = get(n * sizeof *dense);
-        memcpy(w.codes, dense, n * sizeof *dense);
-        break;
-    case MAT_BF16:
-        w.codes = get(n * sizeof(uint16_t));
-        for (size_t i = 0; i < n; i++) {
-            ((uint16_t *)w.codes)[i] = f32_to_bf16(dense[i]);
-            w.exact[i] = (double)bf16_to_f32(((uint16_t *)w.codes)[i]);
-        }
-        break;
-    case MAT_F16:
-        w.codes = get(n * sizeof(uint16_t));
-        for (size_t i = 0; i < n; i++) {
-            ((uint16_t *)w.codes)[i] = f32_to_f16(dense[i]);
-            w.exact[i] = (double)f16_to_f32(((uint16_t *)w.codes)[i]);
-        }
-        break;
-    case MAT_NF4_P16:
-    case MAT_NF4_FLAT:
-        fill_nf4(&w, dense, type == MAT_NF4_FLAT);
-        break;
-    case MAT_Q8_P16:
-        w.codes = get(q8_bytes((size_t)N, (size_t)K));
-        w.s16 = get(p16_scales((size_t)N, (size_t)K) * sizeof *w.s16);
-        q8_pack(dense, (size_t)N, (size_t)K, w.codes, w.s16);
-        break;
-    }
-    free(dense);
-    w.m.codes = w.codes;
-    w.m.scales16 = w.s16;
-    w.m.scales32 = w.s32;
-    return w;
-}
-
-static void free_weights(struct weights *w)
-{
-    free(w->codes);
-    free(w->s16);
-    free(w->s32);
-    free(w->exact);
-}
-
-static float *random_rows(int M, int ldx)
-{
-    float *x = get((size_t)M * (size_t)ldx * sizeof *x);
-    for (size_t i = 0; i < (size_t)M * (size_t)ldx; i++)
-        x[i] = gauss();
-    return x;
-}
 
 static void multiply(const struct compute *c, const struct matrix *w, const float *x, int M,
                      int ldx, const float *bias, float *y, int ldy)
@@ -141,29 +24,6 @@ static void multiply(const struct compute *c, const struct matrix *w, const floa
     matmul(c, w, &a, bias, y, ldy);
     act_free(&a);
 }
-
-/* Vector code that this machine can run. */
-static bool usable(enum isa isa)
-{
-    enum isa same;
-    return isa_select(isa_name(isa), &same, NULL) == ERR_OK;
-}
-
-static void announce_missing(void)
-{
-    for (int isa = 0; isa < ISA_COUNT; isa++)
-        if (!usable((enum isa)isa))
-            print_message("SKIPPED: this CPU cannot run the %s kernels\n", isa_name((enum isa)isa));
-}
-
-#define FOR_EACH_ISA(first, isa)                                                                   \
-    for (enum isa isa = (first); isa < ISA_COUNT; isa = (enum isa)(isa + 1))                       \
-        if (usable(isa))
-
-static const enum mat_type all_types[] = { MAT_F32, MAT_BF16, MAT_F16, MAT_NF4_P16, MAT_NF4_FLAT,
-                                           MAT_Q8_P16 };
-static const char *const type_names[] = { "f32", "bf16", "f16", "nf4", "nf4 flat", "8 bit" };
-enum { TYPES = 6 };
 
 /* --- dot products ------------------------------------------------------------------------ */
 
@@ -192,7 +52,7 @@ static void vector_dot_products_equal_the_scalar_ones(void **state)
     enum { MAX = 150 };
     float x[MAX], w[MAX], start[MAX], ys[MAX], yv[MAX], lanes[2][16];
     uint16_t bf[MAX], hf[MAX];
-    seed = 1;
+    gauss_seed = 1;
     for (size_t n = 0; n <= MAX; n++) {
         for (size_t i = 0; i < MAX; i++) {
             x[i] = gauss();
@@ -233,7 +93,7 @@ static void blocks_of_dot_products_equal_single_ones(void **state)
     enum { M = 7, N = 6, K = 45, LDX = 50, LDW = 47, LDY = 9 };
     float x[M * LDX], w[N * LDW], y[M * LDY];
     uint16_t bf[N * LDW], hf[N * LDW];
-    seed = 2;
+    gauss_seed = 2;
     for (int i = 0; i < M * LDX; i++)
         x[i] = gauss();
     for (int i = 0; i < N * LDW; i++) {
@@ -269,7 +129,7 @@ static void quantised_product_of_two_numbers_is_as_on_paper(void **state)
 {
     (void)state;
     float w[64] = { 0.0f }, x[64] = { 0.0f }, absmax, y;
-    uint8_t packed[32], *codes = get(512);
+    uint8_t packed[32], *codes = get_aligned(512);
     uint16_t s16[16];
     w[0] = 0.5f;
     w[63] = -0.5f;
@@ -325,10 +185,10 @@ static void errors_stay_below_the_stated_ones(void **state)
         { MAT_Q8_P16, 1024, 1e-2, 8e-3, 8e-3 },
     };
     enum { M = 3, N = 200 };
-    seed = 3;
+    gauss_seed = 3;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct weights w = make_weights(cases[i].type, N, cases[i].K);
-        float *x = random_rows(M, cases[i].K), *y = get(M * N * sizeof *y);
+        float *x = random_rows(M, cases[i].K), *y = get_aligned(M * N * sizeof *y);
         for (int p = PREC_FAST; p <= PREC_F32; p++) {
             const struct compute c = { NULL, ISA_SCALAR, (enum precision)p };
             multiply(&c, &w.m, x, M, cases[i].K, NULL, y, N);
@@ -350,9 +210,9 @@ static void outlier_channels_do_not_ruin_a_row(void **state)
 {
     (void)state;
     enum { M = 2, N = 200, K = 1024 };
-    seed = 4;
+    gauss_seed = 4;
     struct weights w = make_weights(MAT_NF4_P16, N, K);
-    float *x = random_rows(M, K), *y = get(M * N * sizeof *y);
+    float *x = random_rows(M, K), *y = get_aligned(M * N * sizeof *y);
     for (int m = 0; m < M; m++)
         for (int i = 0; i < 8; i++)
             x[m * K + 131 * i] *= 50.0f;
@@ -371,7 +231,7 @@ static void outlier_channels_do_not_ruin_a_row(void **state)
 static void matrix_rows_are_the_weights(void **state)
 {
     (void)state;
-    seed = 5;
+    gauss_seed = 5;
     for (int t = 0; t < TYPES; t++) {
         enum { N = 19, K = 128 };
         struct weights w = make_weights(all_types[t], N, K);
@@ -439,7 +299,7 @@ static void packing_is_the_same_in_every_instruction_set(void **state)
     (void)state;
     announce_missing();
     enum { M = 37, K = 9 * 64 };
-    seed = 6;
+    gauss_seed = 6;
     float *x = random_rows(M, K);
     fill_nasty(x, M, K);
     for (int p = PREC_FAST; p <= PREC_EXACT; p++) {
@@ -477,14 +337,14 @@ static void vector_kernels_equal_the_scalar_ones(void **state)
     (void)state;
     announce_missing();
     const int Ns[] = { 1, 15, 16, 17, 40, 67 }, Ks[] = { 64, 192, 640 };
-    seed = 7;
+    gauss_seed = 7;
     for (int t = 0; t < TYPES; t++)
         for (size_t ni = 0; ni < sizeof Ns / sizeof Ns[0]; ni++)
             for (size_t ki = 0; ki < sizeof Ks / sizeof Ks[0]; ki++) {
                 const int N = Ns[ni], K = Ks[ki], top = 35;
                 struct weights w = make_weights(all_types[t], N, K);
                 float *x = random_rows(top, K), *bias = random_rows(1, N);
-                float *y = get((size_t)(top * N) * 4), *want = get((size_t)(top * N) * 4);
+                float *y = get_aligned((size_t)(top * N) * 4), *want = get_aligned((size_t)(top * N) * 4);
                 if (ki == 2)
                     fill_nasty(x, top, K);
                 for (int p = PREC_FAST; p <= PREC_F32; p++) {
@@ -512,7 +372,7 @@ static void vector_kernels_equal_the_scalar_ones(void **state)
 static void flat_matrices_may_have_any_width(void **state)
 {
     (void)state;
-    seed = 8;
+    gauss_seed = 8;
     for (int K = 1; K < 1100; K += 171) {
         enum { N = 9, M = 18 };
         struct weights w = make_weights(MAT_NF4_FLAT, N, K);
@@ -538,11 +398,11 @@ static void a_row_does_not_depend_on_company_or_threads(void **state)
     enum { M = 300, N = 210, K = 1024 };
     enum isa isa;
     assert_int_equal(isa_select("auto", &isa, NULL), ERR_OK);
-    seed = 9;
+    gauss_seed = 9;
     struct pool *pool[2];
     assert_int_equal(pool_create(2, &pool[0], NULL), ERR_OK);
     assert_int_equal(pool_create(5, &pool[1], NULL), ERR_OK);
-    float *x = random_rows(M, K), *y = get(M * N * sizeof *y), alone[N];
+    float *x = random_rows(M, K), *y = get_aligned(M * N * sizeof *y), alone[N];
     for (int t = 0; t < TYPES; t++) {
         struct weights w = make_weights(all_types[t], N, K);
         for (int p = PREC_FAST; p <= PREC_EXACT; p++) {
@@ -575,7 +435,7 @@ static void a_nan_spoils_its_own_row_and_no_other(void **state)
     enum { M = 17, N = 33, K = 128 };
     enum isa isa;
     assert_int_equal(isa_select("auto", &isa, NULL), ERR_OK);
-    seed = 10;
+    gauss_seed = 10;
     for (int t = 0; t < TYPES; t++)
         for (int p = PREC_FAST; p <= PREC_F32; p++) {
             struct weights w = make_weights(all_types[t], N, K);
@@ -605,7 +465,7 @@ static void strides_are_honoured_and_nothing_else_is_written(void **state)
     enum { M = 9, N = 21, K = 64, LDX = K + 3, LDY = N + 5 };
     enum isa isa;
     assert_int_equal(isa_select("auto", &isa, NULL), ERR_OK);
-    seed = 11;
+    gauss_seed = 11;
     for (int t = 0; t < TYPES; t++)
         for (int p = PREC_FAST; p <= PREC_F32; p++) {
             struct weights w = make_weights(all_types[t], N, K);
