@@ -114,7 +114,11 @@ int adapters_versions(struct api_ctx *c, struct err *err)
 
 static const char *dtype_text(enum dtype t)
 {
-    return t == DT_F32 ? "f32" : t == DT_F16 ? "f16" : t == DT_BF16 ? "bf16" : "other";
+    return t == DT_F32    ? "f32"
+           : t == DT_F16  ? "f16"
+           : t == DT_BF16 ? "bf16"
+           : t == DT_I32  ? "i32"
+                          : "other";
 }
 
 static json_t *module_json(const struct adapter_src_module *m)

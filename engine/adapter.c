@@ -3,6 +3,7 @@
 
 #include "engine/util.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,8 @@ const char *adapter_extra_name(enum adapter_extra k)
         [EXTRA_MAGNITUDE] = "magnitude", [EXTRA_LORA_BIAS] = "lora_bias", [EXTRA_BIAS] = "bias",
         [EXTRA_NORM] = "norm",           [EXTRA_NORM_BIAS] = "norm_bias", [EXTRA_HEAD] = "head",
         [EXTRA_EMBED] = "embed",
+        [EXTRA_EMBED_ROWS] = "embed_rows", [EXTRA_HEAD_ROWS] = "head_rows",
+        [EXTRA_EMBED_IDS] = "embed_ids",   [EXTRA_HEAD_IDS] = "head_ids",
     };
     return names[k];
 }
@@ -57,9 +60,24 @@ int adapter_module_out(const struct arch *arch, int module)
                                 : arch->D;
 }
 
+bool adapter_alpha_of(double scaling, int rank, double *ret)
+{
+    const double a = scaling * rank, all[] = { a, nextafter(a, INFINITY), nextafter(a, -INFINITY) };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        *ret = all[i];
+        if (isfinite(all[i]) && all[i] / rank == scaling)
+            return true;
+    }
+    return false;
+}
+
 static const char *dtype_name(enum dtype t)
 {
-    return t == DT_F32 ? "F32" : t == DT_F16 ? "F16" : t == DT_BF16 ? "BF16" : "?";
+    return t == DT_F32    ? "F32"
+           : t == DT_F16  ? "F16"
+           : t == DT_BF16 ? "BF16"
+           : t == DT_I32  ? "I32"
+                          : "?";
 }
 
 void adapter_src_free(struct adapter_src *a)
@@ -168,6 +186,8 @@ static int write_extras(const struct adapter_src *a, struct st_writer *w, bool d
         char name[320];
         size_t bytes = adapter_extra_count(x) * dtype_size(x->dtype);
         int64_t shape[2] = { x->rows, x->cols };
+        if (adapter_extra_is_ids(x->kind)) /* in the config */
+            continue;
         snprintf(name, sizeof name, "base_model.model.%s", x->name);
         int rc = data ? st_writer_data(w, x->data, bytes, err)
                       : st_writer_tensor(w, name, dtype_name(x->dtype), x->cols > 0 ? 2 : 1, shape,

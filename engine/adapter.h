@@ -12,7 +12,7 @@
  * r and alpha are per module, after rank_pattern and alpha_pattern.
  *
  * Beside its factors an adapter may hold extra tensors: DoRA's magnitudes, biases inside lora_B,
- * and replacements of the base's biases, norms, embedding or head.  What replaces or scales the
+ * and replacements of the base's biases, norms, embedding or head, or of rows of these two.  What replaces or scales the
  * base's own results has no sum with another adapter: such an adapter is used alone, with weight
  * 1 (lora_set_check). */
 #ifndef ENGINE_ADAPTER_H
@@ -78,9 +78,23 @@ enum adapter_extra {
     EXTRA_NORM_BIAS, /* [n]: in place of a LayerNorm's bias */
     EXTRA_HEAD,      /* [V, D]: in place of the output head */
     EXTRA_EMBED,     /* [V, D]: in place of the embedding */
+    EXTRA_EMBED_ROWS, /* [n, D]: in place of some rows of the embedding, and of a tied head that has
+                         none of its own */
+    EXTRA_HEAD_ROWS, /* [n, D]: in place of some rows of the head */
+    EXTRA_EMBED_IDS, /* [n] I32: which rows, each once; follows EXTRA_EMBED_ROWS in the list.  In no
+                        file: it comes from the config */
+    EXTRA_HEAD_IDS,  /* the same for EXTRA_HEAD_ROWS */
     EXTRA_KINDS
 };
 const char *adapter_extra_name(enum adapter_extra k); /* "magnitude", "lora_bias", ... */
+static inline bool adapter_extra_is_rows(enum adapter_extra k)
+{
+    return k == EXTRA_EMBED_ROWS || k == EXTRA_HEAD_ROWS;
+}
+static inline bool adapter_extra_is_ids(enum adapter_extra k)
+{
+    return k == EXTRA_EMBED_IDS || k == EXTRA_HEAD_IDS;
+}
 
 struct adapter_src_extra {
     enum adapter_extra kind;
@@ -127,6 +141,8 @@ int peft_parse(const struct arch *arch, const char *config, size_t config_len,
 int peft_load_dir(const struct arch *arch, const char *dir, struct adapter_src **ret,
                   struct err *err);
 void adapter_src_free(struct adapter_src *a); /* NULL is fine */
+/* An alpha whose quotient by `rank` is `scaling` to the last bit; false if there is none near. */
+bool adapter_alpha_of(double scaling, int rank, double *ret);
 
 /* sha256 over the method's name and, per module in order: path, in, out, rank, init_rank (4 bytes
  * each), scaling (8 bytes of the double), dtype name, and the bytes of A, B, E; then, per extra
@@ -163,6 +179,16 @@ struct adapter_table {
     const void *data;    /* [V][D], or NULL: the base's own */
 };
 
+/* Rows that stand for some of the base's: row i for token ids[i]. */
+struct adapter_rows {
+    int n;               /* 0: none */
+    const int32_t *ids;  /* [n], ascending */
+    enum dtype dtype;
+    const void *data;    /* [n][D] */
+};
+/* The row for a token, or NULL. */
+const void *adapter_row(const struct adapter_rows *r, int D, int32_t token);
+
 struct adapter {
     uint8_t hash[32];
     int64_t version_id;  /* of the store; 0 if it came from a folder */
@@ -174,6 +200,7 @@ struct adapter {
     const char *alone;   /* why it is used alone with weight 1, or NULL */
     struct base_norm *norms; /* [adapter_norm_count()], what is in place of the base's; or NULL */
     struct adapter_table embed, head;
+    struct adapter_rows embed_rows, head_rows; /* of a tied base both may be the same */
     void *own;
 };
 

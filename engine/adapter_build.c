@@ -35,10 +35,11 @@ static bool is_table(const struct adapter_src_extra *x)
     return x->kind == EXTRA_HEAD || x->kind == EXTRA_EMBED;
 }
 
-/* Tables keep their type, vectors become fp32. */
+/* Tables and rows keep their type, vectors become fp32. */
 static size_t extra_bytes(const struct adapter_src_extra *x)
 {
-    return pad64(adapter_extra_count(x) * (is_table(x) ? dtype_size(x->dtype) : sizeof(float)));
+    const bool kept = is_table(x) || adapter_extra_is_rows(x->kind);
+    return pad64(adapter_extra_count(x) * (kept ? dtype_size(x->dtype) : sizeof(float)));
 }
 
 static size_t table_bytes(const struct arch *arch)
@@ -135,16 +136,38 @@ static size_t extra_wanted(const struct arch *arch, const struct adapter_src_ext
     case EXTRA_NORM:
     case EXTRA_NORM_BIAS:
         return norm_wanted(arch, x);
+    case EXTRA_EMBED_ROWS:
+    case EXTRA_HEAD_ROWS:
+        return x->rows <= arch->V && x->cols == arch->D ? adapter_extra_count(x) : 0;
+    case EXTRA_EMBED_IDS:
+    case EXTRA_HEAD_IDS:
+        return x->cols == 0 ? (size_t)x->rows : 0;
     default:
         return (size_t)arch->V * (size_t)arch->D;
     }
+}
+
+/* Rows and their ids come in pairs. */
+static bool is_paired(const struct adapter_src *src, size_t i)
+{
+    const struct adapter_src_extra *x = &src->extras[i];
+    const bool rows = adapter_extra_is_rows(x->kind), ids = adapter_extra_is_ids(x->kind);
+    if (!rows && !ids)
+        return true;
+    if (rows ? i + 1 == src->nextras : i == 0)
+        return false;
+    const struct adapter_src_extra *r = rows ? x : x - 1, *d = r + 1;
+    return r->rows == d->rows &&
+           ((r->kind == EXTRA_EMBED_ROWS && d->kind == EXTRA_EMBED_IDS) ||
+            (r->kind == EXTRA_HEAD_ROWS && d->kind == EXTRA_HEAD_IDS));
 }
 
 static int check_extras(const struct arch *arch, const struct adapter_src *src, struct err *err)
 {
     for (size_t i = 0; i < src->nextras; i++) {
         const struct adapter_src_extra *x = &src->extras[i];
-        if (x->rows < 1 || x->cols < 0 || !is_float(x->dtype) ||
+        const bool typed = adapter_extra_is_ids(x->kind) ? x->dtype == DT_I32 : is_float(x->dtype);
+        if (x->rows < 1 || x->cols < 0 || !typed || !is_paired(src, i) ||
             adapter_extra_count(x) != extra_wanted(arch, x))
             return err_set(err, ERR_INVALID,
                            "the adapter's tensor %s, %d by %d, does not fit this base (%s with %d "
@@ -251,6 +274,45 @@ static void build_norm(const struct arch *arch, const struct adapter_src_extra *
             at[i] = 1.0f + at[i]; /* as in the base that is loaded */
 }
 
+struct place {
+    int32_t id, at;
+};
+
+static int by_id(const void *a, const void *b)
+{
+    const int32_t x = ((const struct place *)a)->id, y = ((const struct place *)b)->id;
+    return (x > y) - (x < y);
+}
+
+/* Rows at `at` and their ids behind them, both in order of the ids. */
+static int build_rows(const struct arch *arch, const struct adapter_src_extra *x, char *at,
+                      struct adapter *a, struct err *err)
+{
+    const size_t n = (size_t)x->rows, row = (size_t)x->cols * dtype_size(x->dtype);
+    int32_t *ids = (int32_t *)(void *)(at + extra_bytes(x));
+    struct place *order = malloc(n * sizeof *order);
+    if (order == NULL)
+        return err_nomem(err);
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&order[i].id, (const char *)x[1].data + i * sizeof *ids, sizeof *ids);
+        order[i].at = (int32_t)i;
+    }
+    qsort(order, n, sizeof *order, by_id);
+    int rc = ERR_OK;
+    for (size_t i = 0; i < n && rc == ERR_OK; i++) {
+        ids[i] = order[i].id;
+        if (ids[i] < 0 || ids[i] >= arch->V || (i > 0 && ids[i] == ids[i - 1]))
+            rc = err_set(err, ERR_INVALID, "tensor %s: token %d is not in this base's vocabulary of "
+                         "%d, or is there twice", x->name, (int)ids[i], arch->V);
+        memcpy(at + i * row, (const char *)x->data + (size_t)order[i].at * row, row);
+    }
+    free(order);
+    *(x->kind == EXTRA_HEAD_ROWS ? &a->head_rows : &a->embed_rows) =
+        (struct adapter_rows){ x->rows, ids, x->dtype, at };
+    a->alone = "replaces rows of the base's embedding or head";
+    return rc;
+}
+
 static int build_extra(const struct arch *arch, const struct adapter_src *src,
                        const struct adapter_src_extra *x, struct lora_module *table,
                        struct adapter *a, char **p, struct err *err)
@@ -263,6 +325,10 @@ static int build_extra(const struct arch *arch, const struct adapter_src *src,
         a->alone = "replaces the base's embedding or head";
         return ERR_OK;
     }
+    if (adapter_extra_is_rows(x->kind))
+        return build_rows(arch, x, at, a, err);
+    if (adapter_extra_is_ids(x->kind)) /* with the rows */
+        return ERR_OK;
     int rc = build_vector(src, x, at, err);
     if (rc != ERR_OK)
         return rc;
@@ -308,7 +374,24 @@ static int build(const struct adapter_src *src, const struct arch *arch, char *p
         if (rc != ERR_OK)
             return rc;
     }
+    if (arch->tied && a->head_rows.n == 0)
+        a->head_rows = a->embed_rows;
     return ERR_OK;
+}
+
+const void *adapter_row(const struct adapter_rows *r, int D, int32_t token)
+{
+    int low = 0, high = r->n;
+    while (low < high) {
+        const int mid = low + (high - low) / 2;
+        if (r->ids[mid] < token)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low < r->n && r->ids[low] == token
+               ? (const char *)r->data + (size_t)low * (size_t)D * dtype_size(r->dtype)
+               : NULL;
 }
 
 int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,

@@ -20,23 +20,12 @@ float export_b(const struct adapter_src_module *m, size_t o, size_t j, double fa
     return (float)(factor * (double)delta_e(m, j) * b);
 }
 
-static bool find_alpha(double scaling, int rank, double *ret)
-{
-    const double a = scaling * rank, all[] = { a, nextafter(a, INFINITY), nextafter(a, -INFINITY) };
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
-        *ret = all[i];
-        if (isfinite(all[i]) && all[i] / rank == scaling)
-            return true;
-    }
-    return false;
-}
-
 /* Fills `to`, whose tensors begin at *p, and moves *p on. */
 static int convert(const struct adapter_src_module *from, struct adapter_src_module *to, char **p,
                    struct err *err)
 {
     const size_t k = (size_t)from->rank, in = (size_t)from->in, out = (size_t)from->out;
-    const bool exact = find_alpha(from->scaling, from->rank, &to->alpha);
+    const bool exact = adapter_alpha_of(from->scaling, from->rank, &to->alpha);
     const bool fold = from->E != NULL || !exact;
     const size_t one = fold ? sizeof(float) : dtype_size(from->dtype);
     char *A = *p, *B = *p + k * in * one;
@@ -102,12 +91,6 @@ static int convert_all(const struct adapter_src *a, struct adapter_src *to, stru
 
 /* --- the config -------------------------------------------------------------------------------- */
 
-/* 16 for 16.0: PEFT's own files have whole numbers. */
-static json_t *number(double v)
-{
-    return v == floor(v) && fabs(v) < 1e15 ? json_integer((json_int_t)v) : json_real(v);
-}
-
 static json_t *config_json(const struct adapter_src *a)
 {
     const int r = a->rank_max;
@@ -118,11 +101,11 @@ static json_t *config_json(const struct adapter_src *a)
         if (m->rank != r)
             json_object_set_new(ranks, m->path, json_integer(m->rank));
         if (m->alpha != a->alpha)
-            json_object_set_new(alphas, m->path, number(m->alpha));
+            json_object_set_new(alphas, m->path, peft_number(m->alpha));
     }
     return json_pack("{s:s, s:s, s:s?, s:s, s:b, s:i, s:o, s:f, s:o, s:o, s:o}", "peft_type", "LORA",
                      "task_type", "CAUSAL_LM", "base_model_name_or_path", a->base_name, "bias",
-                     "none", "inference_mode", 1, "r", r, "lora_alpha", number(a->alpha),
+                     "none", "inference_mode", 1, "r", r, "lora_alpha", peft_number(a->alpha),
                      "lora_dropout", 0.0, "target_modules", targets, "rank_pattern", ranks,
                      "alpha_pattern", alphas);
 }

@@ -205,25 +205,6 @@ static void norm_row(const struct forward *f, int64_t r, int l, enum norm which,
         f->ops->rmsnorm(x, n->w, eps, len, y);
 }
 
-static enum mat_type mat_type(enum dtype t)
-{
-    return t == DT_F32 ? MAT_F32 : t == DT_F16 ? MAT_F16 : MAT_BF16;
-}
-
-/* The row of the embedding for a token: the base's or the adapter's own, and LoRA on it. */
-static void embed_row(const struct forward *f, const struct lora_set *set, int32_t token, float *x)
-{
-    struct matrix embed = f->base->embed;
-    const struct adapter_table *own = set->n > 0 ? &set->item[0].adapter->embed : NULL;
-    if (own != NULL && own->data != NULL) { /* alone in its set */
-        embed.type = mat_type(own->dtype);
-        embed.codes = own->data;
-    }
-    matrix_row(&embed, token, x);
-    for (int i = 0; i < set->n; i++)
-        lora_embed(f->compute, set->item[i].adapter, set->item[i].weight, token, x);
-}
-
 static void embed_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     struct forward *f = ((struct loop *)arg)->f;
@@ -232,7 +213,7 @@ static void embed_fn(void *arg, int64_t begin, int64_t end, int thread)
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
         float *x = f->x + r * D;
-        embed_row(f, f->rows[r].span->lora, f->rows[r].token, x);
+        forward_embed(f, f->rows[r].span->lora, f->rows[r].token, x);
         if (b->arch.embed_scale != 1)
             f->ops->scale((float)b->arch.embed_scale, D, x);
         if (f->family->position == POS_LEARNED) {
@@ -466,35 +447,6 @@ static void block_mlp(struct forward *f, int l)
     rows_run(f, &loop, a->D, add_norm_fn);
 }
 
-/* Logits of the rows that are left: the base's head for all, unless every group brings its own. */
-static void head(struct forward *f)
-{
-    static const enum module mod = (enum module)MOD_HEAD;
-    const struct arch *a = &f->base->arch;
-    const float *const bias = NULL;
-    bool base = false;
-    for (int g = 0; g < f->ngroups; g++)
-        base = base || f->groups[g].set->n == 0 ||
-               f->groups[g].set->item[0].adapter->head.data == NULL;
-    pack(f, f->h, a->D, a->D);
-    if (base)
-        matmul(f->compute, &f->base->head, &f->act, NULL, f->logits, a->V);
-    for (int g = 0; g < f->ngroups; g++) {
-        const struct lora_group *gr = &f->groups[g];
-        const struct adapter_table *t = gr->set->n > 0 ? &gr->set->item[0].adapter->head : NULL;
-        if (t == NULL || t->data == NULL)
-            continue;
-        const struct matrix own = { .type = mat_type(t->dtype), .N = a->V, .K = a->D,
-                                    .codes = t->data };
-        const struct act rows = { .x = f->h + (size_t)gr->begin * (size_t)a->D,
-                                  .M = gr->end - gr->begin, .K = a->D, .ldx = a->D };
-        matmul(f->compute, &own, &rows, NULL, f->logits + (size_t)gr->begin * (size_t)a->V, a->V);
-    }
-    lora_apply(f->compute, f->groups, f->ngroups, 0, &mod, 1, f->h, a->D, &f->logits, &a->V,
-               f->lora);
-    lora_finish(f->compute, f->groups, f->ngroups, 0, &mod, 1, &bias, &f->logits, &a->V);
-}
-
 const float *forward_run(struct forward *f, const struct span *spans, int nspans)
 {
     const struct arch *a = &f->base->arch;
@@ -516,7 +468,7 @@ const float *forward_run(struct forward *f, const struct span *spans, int nspans
         block_attention(f, l);
         block_mlp(f, l);
     }
-    head(f);
+    forward_head(f);
     if (a->final_softcap > 0)
         rows_run(f, &loop, a->V, softcap_fn);
     return f->logits;

@@ -1,5 +1,5 @@
-/* forward_int.h - shared by forward.c (memory and the block) and forward_plan.c (which rows a step
- * has, and how they are cut into pieces). */
+/* forward_int.h - shared by forward.c (memory and the block), forward_vocab.c (embedding and head) and
+ * forward_plan.c (which rows a step has, and how they are cut into pieces). */
 #ifndef ENGINE_FORWARD_INT_H
 #define ENGINE_FORWARD_INT_H
 
@@ -68,5 +68,9 @@ static inline bool forward_joined(const struct forward *f)
 void forward_plan(struct forward *f, const struct span *spans, int nspans);
 /* Keep only the rows whose logits are wanted: x, h, the angles, and q if it came with k and v. */
 void forward_trim(struct forward *f);
+/* x [D] = the embedding of a token: the base's row or the adapter's own, and LoRA on it. */
+void forward_embed(const struct forward *f, const struct lora_set *set, int32_t token, float *x);
+/* f->logits of the rows that are left, from f->h. */
+void forward_head(struct forward *f);
 
 #endif

@@ -35,6 +35,8 @@ static const struct suffix {
       "it belongs to DoRA, which the config does not ask for here" },
     { ".lora_magnitude_vector.weight", PARTS, false, false,
       "it belongs to DoRA, which the config does not ask for here" },
+    { ".trainable_tokens_delta", PARTS, false, false,
+      "it replaces rows of a table, which the config (trainable_token_indices) does not ask for here" },
     { ".lora_B.bias", PARTS, false, false,
       "the config does not say that there are biases inside lora_B here (lora_bias)" },
     { ".base_layer.weight", PARTS, false, false,
@@ -46,193 +48,6 @@ static const struct suffix {
     { ".bias", PARTS, false, false,
       "it would replace a bias of the base, which the config does not ask for or the base lacks" },
 };
-
-/* --- the config ------------------------------------------------------------------------------ */
-
-static int wrong(const char *field, const char *want, const json_t *v, struct err *err)
-{
-    char shown[128];
-    return peft_refuse(err, "adapter_config.json: %s must be %s, not %s", field, want,
-                       peft_show_json(v, shown));
-}
-
-/* An absent or null field leaves *ret alone. */
-static int get_int(const json_t *root, const char *field, int low, int high, int *ret,
-                   struct err *err)
-{
-    char want[64];
-    const json_t *v = json_object_get(root, field);
-    if (v == NULL || json_is_null(v))
-        return ERR_OK;
-    if (json_is_integer(v) && json_integer_value(v) >= low && json_integer_value(v) <= high) {
-        *ret = (int)json_integer_value(v);
-        return ERR_OK;
-    }
-    snprintf(want, sizeof want, "a whole number from %d to %d", low, high);
-    return wrong(field, want, v, err);
-}
-
-static int get_number(const json_t *root, const char *field, double *ret, struct err *err)
-{
-    const json_t *v = json_object_get(root, field);
-    if (v == NULL || json_is_null(v))
-        return ERR_OK;
-    if (!json_is_number(v))
-        return wrong(field, "a number", v, err);
-    *ret = json_number_value(v);
-    return ERR_OK;
-}
-
-static int get_bool(const json_t *root, const char *field, bool *ret, struct err *err)
-{
-    const json_t *v = json_object_get(root, field);
-    if (v == NULL || json_is_null(v))
-        return ERR_OK;
-    if (!json_is_boolean(v))
-        return wrong(field, "true or false", v, err);
-    *ret = json_is_true(v);
-    return ERR_OK;
-}
-
-static int get_dict(const json_t *root, const char *field, json_t **ret, struct err *err)
-{
-    json_t *v = json_object_get(root, field);
-    if (v == NULL || json_is_null(v))
-        return ERR_OK;
-    if (!json_is_object(v))
-        return wrong(field, "an object", v, err);
-    *ret = v;
-    return ERR_OK;
-}
-
-static int check_kind(json_t *root, bool *ret_adalora, struct err *err)
-{
-    const json_t *type = json_object_get(root, "peft_type");
-    const json_t *task = json_object_get(root, "task_type");
-    const char *name = json_string_value(type);
-    if (name == NULL)
-        return peft_refuse(err,
-                           "adapter_config.json: peft_type is missing: it must be LORA or ADALORA");
-    *ret_adalora = strcmp(name, "ADALORA") == 0;
-    if (!*ret_adalora && strcmp(name, "LORA") != 0)
-        return wrong("peft_type", "LORA or ADALORA", type, err);
-    if (task != NULL && !json_is_null(task) &&
-        (!json_is_string(task) || strcmp(json_string_value(task), "CAUSAL_LM") != 0))
-        return wrong("task_type", "CAUSAL_LM or null (this server continues text)", task, err);
-    return ERR_OK;
-}
-
-/* How training began: some beginnings moved part of the base into the adapter, and then the
- * adapter is right only on that other base. */
-static int check_init(const json_t *root, struct err *err)
-{
-    static const char *const harmless[] = { "gaussian", "orthogonal", "eva" };
-    const json_t *v = json_object_get(root, "init_lora_weights");
-    if (v == NULL || json_is_null(v) || json_is_boolean(v))
-        return ERR_OK;
-    for (size_t i = 0; json_is_string(v) && i < sizeof harmless / sizeof harmless[0]; i++)
-        if (strcmp(json_string_value(v), harmless[i]) == 0)
-            return ERR_OK;
-    return wrong("init_lora_weights",
-                 "true, false, gaussian, orthogonal or eva (others change the base weights)", v,
-                 err);
-}
-
-/* What there is beside the factors. */
-static int read_beside(json_t *root, struct peft_config *c, struct err *err)
-{
-    static const char *const biases[] = { "none", "lora_only", "all" };
-    json_t *bias = json_object_get(root, "bias"), *save = json_object_get(root, "modules_to_save");
-    int rc = get_bool(root, "use_dora", &c->dora, err);
-    if (rc == ERR_OK)
-        rc = get_bool(root, "lora_bias", &c->lora_bias, err);
-    if (rc == ERR_OK)
-        rc = get_bool(root, "ensure_weight_tying", &c->tie, err);
-    if (rc != ERR_OK)
-        return rc;
-    if (c->dora && c->lora_bias)
-        return wrong("lora_bias", "false with use_dora (as PEFT says)",
-                     json_object_get(root, "lora_bias"), err);
-    bool known = bias == NULL || json_is_null(bias);
-    for (int i = 0; json_is_string(bias) && i < 3; i++)
-        if (strcmp(json_string_value(bias), biases[i]) == 0) {
-            c->bias = (enum peft_bias)i;
-            known = true;
-        }
-    if (!known)
-        return wrong("bias", "none, lora_only or all", bias, err);
-    if (save == NULL || json_is_null(save))
-        return ERR_OK;
-    /* PEFT takes the names as regular expressions in one place and as they are in another. */
-    bool ok = json_is_array(save);
-    for (size_t i = 0; ok && i < json_array_size(save); i++) {
-        const char *name = json_string_value(json_array_get(save, i));
-        ok = name != NULL && name[0] != '\0' &&
-             name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.")] ==
-                 '\0';
-    }
-    c->save = json_array_size(save) > 0 ? save : NULL;
-    return ok ? ERR_OK
-              : wrong("modules_to_save", "a list of module names of letters, digits, _ and .", save,
-                      err);
-}
-
-static int read_config(json_t *root, struct peft_config *c, struct err *err)
-{
-    *c = (struct peft_config){ .root = root, .r = 8, .alpha = 8 };
-    int init_r = 12;
-    int rc = check_kind(root, &c->adalora, err);
-    if (rc == ERR_OK)
-        rc = peft_fields_check(root, c->adalora, err);
-    if (rc == ERR_OK)
-        rc = check_init(root, err);
-    if (rc == ERR_OK)
-        rc = get_int(root, "r", 1, ADAPTER_MAX_RANK, &c->r, err);
-    if (rc == ERR_OK)
-        rc = get_int(root, "init_r", 1, ADAPTER_MAX_RANK, &init_r, err);
-    if (rc == ERR_OK)
-        rc = get_number(root, "lora_alpha", &c->alpha, err);
-    if (rc == ERR_OK)
-        rc = get_bool(root, "use_rslora", &c->rslora, err);
-    if (rc == ERR_OK)
-        rc = get_dict(root, "rank_pattern", &c->rank_pattern, err);
-    if (rc == ERR_OK)
-        rc = get_dict(root, "alpha_pattern", &c->alpha_pattern, err);
-    if (rc == ERR_OK)
-        rc = read_beside(root, c, err);
-    if (c->adalora)
-        c->r = init_r;
-    /* With a pattern, PEFT trains with init_r in place of alpha but reloads with what is left. */
-    if (rc == ERR_OK && c->adalora && c->alpha <= 0 && c->rank_pattern != NULL)
-        rc = wrong("lora_alpha", "positive in AdaLoRA with a rank_pattern",
-                   json_object_get(root, "lora_alpha"), err);
-    return rc;
-}
-
-static int read_schedule(const json_t *root, struct adapter_src *a, struct err *err)
-{
-    const int big = 1 << 30;
-    a->target_r = 8;
-    a->deltaT = 1;
-    a->beta1 = a->beta2 = 0.85;
-    a->orth_reg_weight = 0.5;
-    int rc = get_int(root, "target_r", 0, big, &a->target_r, err);
-    if (rc == ERR_OK)
-        rc = get_int(root, "tinit", 0, big, &a->tinit, err);
-    if (rc == ERR_OK)
-        rc = get_int(root, "tfinal", 0, big, &a->tfinal, err);
-    if (rc == ERR_OK)
-        rc = get_int(root, "deltaT", 0, big, &a->deltaT, err);
-    if (rc == ERR_OK)
-        rc = get_int(root, "total_step", 0, big, &a->total_step, err);
-    if (rc == ERR_OK)
-        rc = get_number(root, "beta1", &a->beta1, err);
-    if (rc == ERR_OK)
-        rc = get_number(root, "beta2", &a->beta2, err);
-    if (rc == ERR_OK)
-        rc = get_number(root, "orth_reg_weight", &a->orth_reg_weight, err);
-    return rc;
-}
 
 /* --- which modules --------------------------------------------------------------------------- */
 
@@ -283,9 +98,11 @@ static int find_targets(struct peft_reading *r)
                            exclude != NULL && !json_is_null(exclude) ? " less exclude_modules" : "",
                            r->arch->family, r->arch->L);
     }
-    bool fan_in; /* PEFT takes it as true for layers that are stored so, and warns */
-    return r->family->transposed ? get_bool(r->c.root, "fan_in_fan_out", &fan_in, r->err)
-                                 : peft_fan_in_check(r->c.root, r->err);
+    bool fan_in; /* PEFT takes it as true for layers that are stored so and as false for others, and
+                    warns; only the first versions did the latter */
+    return r->family->transposed || r->c.merged != NULL 
+               ? peft_get_bool(r->c.root, "fan_in_fan_out", &fan_in, r->err)
+               : peft_fan_in_check(r->c.root, r->err);
 }
 
 /* --- which tensors --------------------------------------------------------------------------- */
@@ -383,14 +200,36 @@ static int64_t find_bad(const struct st_tensor *t)
     return -1;
 }
 
+static int check_type(const struct peft_reading *r, const struct st_tensor *t)
+{
+    char shown[128];
+    if (t->dtype == DT_F32 || t->dtype == DT_F16 || t->dtype == DT_BF16)
+        return ERR_OK;
+    return peft_refuse(r->err, "tensor %s has type %s, which is not F32, F16 or BF16",
+                       peft_show(t->name, shown), t->dtype_name);
+}
+
+int peft_check_values(const struct peft_reading *r, const struct st_tensor *t)
+{
+    char shown[128];
+    int rc = check_type(r, t);
+    if (rc != ERR_OK)
+        return rc;
+    int64_t bad = find_bad(t);
+    if (bad >= 0)
+        return peft_refuse(r->err, "tensor %s holds a value that is not finite, at element %lld",
+                           peft_show(t->name, shown), (long long)bad);
+    return ERR_OK;
+}
+
 int peft_check_tensor(const struct peft_reading *r, const struct st_tensor *t, int64_t rows,
                       int64_t cols, const char *from)
 {
     char shown[128];
     peft_show(t->name, shown);
-    if (t->dtype != DT_F32 && t->dtype != DT_F16 && t->dtype != DT_BF16)
-        return peft_refuse(r->err, "tensor %s has type %s, which is not F32, F16 or BF16", shown,
-                           t->dtype_name);
+    int rc = check_type(r, t);
+    if (rc != ERR_OK)
+        return rc;
     if (t->ndim != (cols < 0 ? 1 : 2) || t->shape[0] != rows || (cols >= 0 && t->shape[1] != cols)) {
         char have[128] = "", want[32] = "";
         size_t n = 0;
@@ -402,11 +241,7 @@ int peft_check_tensor(const struct peft_reading *r, const struct st_tensor *t, i
         return peft_refuse(r->err, "tensor %s has shape [%s], not [%lld%s] (%s)", shown, have,
                            (long long)rows, want, from);
     }
-    int64_t bad = find_bad(t);
-    if (bad >= 0)
-        return peft_refuse(r->err, "tensor %s holds a value that is not finite, at element %lld",
-                           shown, (long long)bad);
-    return ERR_OK;
+    return peft_check_values(r, t);
 }
 
 /* --- AdaLoRA's masks ------------------------------------------------------------------------- */
@@ -445,7 +280,7 @@ static int read_mask(const struct peft_reading *r, struct adapter_src_module *m)
         return ERR_OK;
     snprintf(want, sizeof want, "a list of %d booleans (init_r)", r->c.r);
     if (!json_is_array(v) || json_array_size(v) != (size_t)r->c.r)
-        return wrong("rank_pattern", want, v, r->err);
+        return peft_wrong("rank_pattern", want, v, r->err);
     m->mask = calloc((size_t)r->c.r, 1);
     if (m->mask == NULL)
         return err_nomem(r->err);
@@ -453,7 +288,7 @@ static int read_mask(const struct peft_reading *r, struct adapter_src_module *m)
     for (int i = 0; i < r->c.r; i++) {
         const json_t *b = json_array_get(v, (size_t)i);
         if (!json_is_boolean(b))
-            return wrong("rank_pattern", want, v, r->err);
+            return peft_wrong("rank_pattern", want, v, r->err);
         m->mask[i] = json_is_true(b);
         m->rank += m->mask[i];
     }
@@ -470,8 +305,14 @@ static int read_ranks(const struct peft_reading *r, struct adapter_src_module *m
         return read_mask(r, m);
     }
     int rc = peft_matcher_rank(r->matcher, m->path, &m->rank, &m->alpha, r->err);
-    m->init_rank = m->rank;
     m->scaling = m->alpha / (r->c.rslora ? sqrt(m->rank) : (double)m->rank);
+    if (rc == ERR_OK && r->c.merged != NULL) {
+        m->rank *= r->c.parts_on;
+        if (m->rank > ADAPTER_MAX_RANK || !adapter_alpha_of(m->scaling, m->rank, &m->alpha))
+            rc = peft_refuse(r->err, "adapter_config.json: enable_lora with r %d and lora_alpha %g "
+                             "cannot be written as plain LoRA", r->c.r, r->c.alpha);
+    }
+    m->init_rank = m->rank;
     return rc;
 }
 
@@ -497,7 +338,8 @@ static int check_parts(const struct peft_reading *r, const struct peft_slot *s, 
              m->rank, m->in, m->out);
     int rc = peft_check_tensor(r, A, m->rank, m->in, from);
     if (rc == ERR_OK)
-        rc = peft_check_tensor(r, B, m->out, m->rank, from);
+        rc = r->c.merged != NULL ? peft_merged_check(r, m, B)
+                                 : peft_check_tensor(r, B, m->out, m->rank, from);
     if (rc == ERR_OK && E != NULL)
         rc = peft_check_tensor(r, E, m->rank, 1, from);
     if (rc != ERR_OK)
@@ -550,9 +392,64 @@ static void add_up(struct adapter_src *a)
         a->rank_min = m->rank < a->rank_min ? m->rank : a->rank_min;
     }
     for (size_t i = 0; i < a->nextras; i++) {
-        a->params += adapter_extra_count(&a->extras[i]);
+        a->params += adapter_extra_is_ids(a->extras[i].kind) ? 0 : adapter_extra_count(&a->extras[i]);
         a->bytes += adapter_extra_count(&a->extras[i]) * dtype_size(a->extras[i].dtype);
     }
+}
+
+static size_t pad64(size_t n) { return (n + 63) & ~(size_t)63; }
+
+/* What is not in the file as the adapter has it: B of MergedLinear, and the ids of rows. */
+static int make_tensors(const struct peft_reading *r, struct adapter_src *a)
+{
+    size_t total = 0, nwant = 0;
+    for (size_t i = 0; r->c.merged != NULL && i < a->nmodules; i++)
+        total += pad64(peft_merged_bytes(&a->modules[i]));
+    for (size_t i = 0; i < a->nextras; i++)
+        total += adapter_extra_is_ids(a->extras[i].kind) ? pad64((size_t)a->extras[i].rows * 4) : 0;
+    if (total == 0)
+        return ERR_OK;
+    char *p = a->own = aligned_alloc(64, total);
+    if (p == NULL)
+        return err_nomem(r->err);
+    for (size_t i = 0; r->c.merged != NULL && i < a->nmodules; i++) {
+        peft_merged_expand(&r->c, &a->modules[i], p);
+        a->modules[i].B = p;
+        p += pad64(peft_merged_bytes(&a->modules[i]));
+    }
+    for (size_t i = 0; i < a->nextras; i++) {
+        if (!adapter_extra_is_ids(a->extras[i].kind))
+            continue;
+        while (r->wants[nwant].ids == NULL) /* in the same order */
+            nwant++;
+        for (int k = 0; k < a->extras[i].rows; k++) {
+            const json_t *id = json_array_get(r->wants[nwant].ids, (size_t)k);
+            ((int32_t *)(void *)p)[k] = (int32_t)json_integer_value(id);
+        }
+        nwant++;
+        a->extras[i].data = p;
+        p += pad64((size_t)a->extras[i].rows * 4);
+    }
+    return ERR_OK;
+}
+
+/* As it came, unless the adapter is now another one. */
+static int keep_config(const struct peft_reading *r, const char *config, size_t len,
+                       struct adapter_src *a)
+{
+    if (r->c.merged != NULL) {
+        a->alpha = a->modules[0].alpha; /* there is one, and all have the same */
+        a->config = peft_merged_config(&r->c, a->alpha, r->err);
+        a->config_len = a->config != NULL ? strlen(a->config) : 0;
+        return a->config != NULL ? ERR_OK : ERR_NOMEM;
+    }
+    a->config = malloc(len + 1);
+    if (a->config == NULL)
+        return err_nomem(r->err);
+    memcpy(a->config, config, len);
+    a->config[len] = '\0';
+    a->config_len = len;
+    return ERR_OK;
 }
 
 static int fill(struct peft_reading *r, const char *config, size_t len, struct adapter_src *a)
@@ -564,22 +461,21 @@ static int fill(struct peft_reading *r, const char *config, size_t len, struct a
                               : METHOD_LORA;
     a->alpha = r->c.alpha;
     a->init_r = r->c.adalora ? r->c.r : 0;
-    a->config_len = len;
-    a->config = malloc(len + 1);
     a->base_name = base != NULL && base[0] != '\0' ? strdup(base) : NULL;
     a->modules = calloc(r->ntargeted + 1, sizeof *a->modules);
-    if (a->config == NULL || a->modules == NULL ||
-        (base != NULL && base[0] != '\0' && a->base_name == NULL))
+    if (a->modules == NULL || (base != NULL && base[0] != '\0' && a->base_name == NULL))
         return err_nomem(r->err);
-    memcpy(a->config, config, len);
-    a->config[len] = '\0';
-    int rc = r->c.adalora ? read_schedule(r->c.root, a, r->err) : ERR_OK;
+    int rc = r->c.adalora ? peft_schedule_read(r->c.root, a, r->err) : ERR_OK;
     for (int l = 0; l < r->arch->L && rc == ERR_OK; l++)
         for (int m = 0; m < MOD_SLOTS && rc == ERR_OK; m++)
             if (peft_slot_of(r, l, m)->targeted)
                 rc = read_module(r, l, m, &a->modules[a->nmodules++]);
     if (rc == ERR_OK)
         rc = peft_wants_finish(r, a);
+    if (rc == ERR_OK)
+        rc = make_tensors(r, a);
+    if (rc == ERR_OK)
+        rc = keep_config(r, config, len, a);
     if (rc != ERR_OK)
         return rc;
     add_up(a);
@@ -590,7 +486,7 @@ static int fill(struct peft_reading *r, const char *config, size_t len, struct a
 static int read_all(struct peft_reading *r, const char *config, size_t len,
                     const struct st_file *weights, struct adapter_src *a)
 {
-    int rc = read_config(r->c.root, &r->c, r->err);
+    int rc = peft_config_read(r->c.root, &r->c, r->err);
     if (rc == ERR_OK)
         rc = peft_matcher_create(&r->c, &r->matcher, r->err);
     if (rc == ERR_OK)

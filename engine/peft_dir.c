@@ -19,8 +19,7 @@ static void keep(const void **tensor, size_t bytes, char **p)
     *p += pad64(bytes);
 }
 
-/* Borrowed tensors become the adapter's own. */
-static int own_tensors(struct adapter_src *a, struct err *err)
+int peft_own(struct adapter_src *a, struct err *err)
 {
     size_t total = 64;
     for (size_t i = 0; i < a->nmodules; i++) {
@@ -30,9 +29,11 @@ static int own_tensors(struct adapter_src *a, struct err *err)
     }
     for (size_t i = 0; i < a->nextras; i++)
         total += pad64(adapter_extra_count(&a->extras[i]) * dtype_size(a->extras[i].dtype));
-    char *p = a->own = aligned_alloc(64, total);
+    void *made = a->own; /* what was not in the file as the adapter has it */
+    char *p = aligned_alloc(64, total);
     if (p == NULL)
         return err_nomem(err);
+    a->own = p;
     for (size_t i = 0; i < a->nmodules; i++) {
         struct adapter_src_module *m = &a->modules[i];
         size_t one = dtype_size(m->dtype), k = (size_t)m->rank;
@@ -44,6 +45,7 @@ static int own_tensors(struct adapter_src *a, struct err *err)
         struct adapter_src_extra *x = &a->extras[i];
         keep(&x->data, adapter_extra_count(x) * dtype_size(x->dtype), &p);
     }
+    free(made);
     return ERR_OK;
 }
 
@@ -62,7 +64,7 @@ static int load_paths(const struct arch *arch, const char *config_path, const ch
     if (rc == ERR_OK)
         rc = peft_parse(arch, config, len, weights, &a, err);
     if (rc == ERR_OK)
-        rc = own_tensors(a, err);
+        rc = peft_own(a, err);
     st_close(weights);
     free(config);
     if (rc != ERR_OK) {

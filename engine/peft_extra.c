@@ -1,5 +1,5 @@
-/* peft_extra.c - the tensors of an adapter that are no factors: DoRA's magnitudes, biases, and what
- * modules_to_save replaces.
+/* peft_extra.c - the tensors of an adapter that are no factors: DoRA's magnitudes, biases, what
+ * modules_to_save replaces, and the rows of trainable_token_indices (peft_tokens.c).
  *
  * The config says which of them the file must have: that list is made first, each with its name and
  * shape.  A tensor of the file that is neither a factor nor on the list is refused, and so is a
@@ -46,6 +46,15 @@ static int want(struct peft_reading *r, enum adapter_extra kind, bool carried, i
         return err_nomem(r->err);
     r->nwants++;
     return ERR_OK;
+}
+
+int peft_want(struct peft_reading *r, enum adapter_extra kind, const json_t *ids, int rows, int cols,
+              const char *path, const char *suffix)
+{
+    int rc = want(r, kind, false, 0, 0, rows, cols, path, suffix);
+    if (rc == ERR_OK)
+        r->wants[r->nwants - 1].ids = ids;
+    return rc;
 }
 
 /* --- modules_to_save --------------------------------------------------------------------------- */
@@ -206,6 +215,8 @@ int peft_wants_create(struct peft_reading *r)
     bool found;
     if (rc == ERR_OK && r->c.bias == BIAS_ALL)
         rc = want_norms(r, NULL, false, &found);
+    if (rc == ERR_OK)
+        rc = peft_tokens_want(r);
     for (int l = 0; l < r->arch->L; l++)
         for (int m = 0; rc == ERR_OK && m < (l == 0 ? MOD_SLOTS : MOD_COUNT); m++)
             rc = module_wants(r, l, m);
@@ -257,6 +268,9 @@ static const char *who_wants(const struct peft_want *w)
     case EXTRA_BIAS:
     case EXTRA_NORM_BIAS:
         return "the config's bias says that the base's biases are replaced";
+    case EXTRA_EMBED_ROWS:
+    case EXTRA_HEAD_ROWS:
+        return "trainable_token_indices names its rows";
     default:
         return "modules_to_save names it";
     }
@@ -269,15 +283,33 @@ static int finish_one(const struct peft_reading *r, struct peft_want *w)
                           : peft_refuse(r->err, "tensor base_model.model.%s is missing: %s",
                                         w->x.name, who_wants(w));
     int rc = peft_check_tensor(r, w->tensor, w->x.rows, w->x.cols > 0 ? w->x.cols : -1,
-                               "as in this base");
+                               w->ids != NULL ? "as trainable_token_indices and this base say"
+                                              : "as in this base");
     w->x.dtype = w->tensor->dtype;
     w->x.data = w->tensor->data;
     return rc;
 }
 
+/* Which rows: a tensor of our own behind theirs. */
+static int add_ids(struct peft_reading *r, const struct peft_want *w, const char *name,
+                   struct adapter_src *a)
+{
+    struct adapter_src_extra *x = &a->extras[a->nextras];
+    *x = (struct adapter_src_extra){
+        .kind = w->x.kind == EXTRA_HEAD_ROWS ? EXTRA_HEAD_IDS : EXTRA_EMBED_IDS, .rows = w->x.rows,
+        .dtype = DT_I32,
+    };
+    if (asprintf(&x->name, "%s.ids", name) < 0) {
+        x->name = NULL;
+        return err_nomem(r->err);
+    }
+    a->nextras++;
+    return ERR_OK;
+}
+
 int peft_wants_finish(struct peft_reading *r, struct adapter_src *a)
 {
-    a->extras = calloc(r->nwants + 1, sizeof *a->extras);
+    a->extras = calloc(2 * r->nwants + 1, sizeof *a->extras);
     if (a->extras == NULL)
         return err_nomem(r->err);
     for (size_t i = 0; i < r->nwants; i++) {
@@ -287,8 +319,13 @@ int peft_wants_finish(struct peft_reading *r, struct adapter_src *a)
             return rc;
         if (w->carried)
             continue;
-        a->extras[a->nextras++] = w->x;
+        struct adapter_src_extra *x = &a->extras[a->nextras++];
+        *x = w->x;
         w->x.name = NULL; /* the adapter's now */
+        if (w->ids != NULL)
+            rc = add_ids(r, w, x->name, a);
+        if (rc != ERR_OK)
+            return rc;
     }
     return ERR_OK;
 }

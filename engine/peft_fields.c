@@ -5,6 +5,7 @@
 #include "engine/peft_int.h"
 
 #include <ctype.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,8 +45,15 @@ const struct peft_field peft_fields[] = {
     { "modules_to_save", FIELD_HONOURED, FOR_BOTH, NULL, "null",
       "list of names: the embedding, the head and norms are replaced; linear layers of the blocks "
       "and what this base has not got (a classifier's score) are refused" },
+    { "trainable_token_indices", FIELD_HONOURED, FOR_BOTH, NULL, "null",
+      "list: these rows of the embedding, and of a tied head, are replaced; or lists by the names of "
+      "the embedding and the head" },
+    { "enable_lora", FIELD_HONOURED, FOR_LORA, NULL, "null",
+      "MergedLinear of the first versions of PEFT: becomes plain LoRA of rank r times the parts that "
+      "are on; without bias and what came later" },
     { "ensure_weight_tying", FIELD_HONOURED, FOR_BOTH, NULL, "false",
-      "refused if the base's head is its embedding and the adapter changes one of them" },
+      "refused if the base's head is its embedding and LoRA or modules_to_save changes one of them; "
+      "with trainable_token_indices both are one anyway" },
     { "init_r", FIELD_HONOURED, FOR_ADALORA, NULL, "12",
       "rank before pruning, 1 to 4096; scaling is alpha / (init_r + 1e-5) whatever was pruned" },
     /* What is kept with the version and changes nothing. */
@@ -76,8 +84,6 @@ const struct peft_field peft_fields[] = {
     /* What this server does not compute. */
     { "fan_in_fan_out", FIELD_REFUSED, FOR_BOTH, NULL, "false",
       "about layers that are stored transposed: GPT-2 has them, and there either value is right" },
-    { "trainable_token_indices", FIELD_REFUSED, FOR_BOTH, NULL, "null",
-      "the file would replace rows of the embedding" },
     { "target_parameters", FIELD_REFUSED, FOR_BOTH, NULL, "null",
       "only linear layers can be adapted, not bare parameters" },
     { "layer_replication", FIELD_REFUSED, FOR_BOTH, NULL, "null",
@@ -102,8 +108,6 @@ const struct peft_field peft_fields[] = {
     { "loftq_config", FIELD_REFUSED, FOR_BOTH, NULL, "{}", "LoftQ changed the base weights" },
     { "corda_config", FIELD_REFUSED, FOR_BOTH, NULL, "null", "CorDA changed the base weights" },
     { "lora_ga_config", FIELD_REFUSED, FOR_BOTH, NULL, "null", "LoRA-GA changed the base weights" },
-    { "enable_lora", FIELD_REFUSED, FOR_BOTH, NULL, "null",
-      "the MergedLinear layers of the first versions of PEFT" },
     { NULL, FIELD_REFUSED, FOR_BOTH, NULL, NULL, NULL },
 };
 
@@ -126,10 +130,14 @@ const char *peft_show_json(const json_t *v, char ret[128])
     return ret;
 }
 
-/* null, false, "", [] and {}: the field says nothing. */
-static bool says_nothing(const json_t *v)
+json_t *peft_number(double v)
 {
-    return json_is_null(v) || json_is_false(v) ||
+    return v == floor(v) && fabs(v) < 1e15 ? json_integer((json_int_t)v) : json_real(v);
+}
+
+bool peft_says_nothing(const json_t *v)
+{
+    return v == NULL || json_is_null(v) || json_is_false(v) ||
            (json_is_string(v) && json_string_length(v) == 0) ||
            (json_is_array(v) && json_array_size(v) == 0) ||
            (json_is_object(v) && json_object_size(v) == 0);
@@ -153,7 +161,7 @@ static int refuse_field(const char *name, const json_t *v, const char *why, stru
 static int field_check(const char *name, const json_t *v, bool adalora, struct err *err)
 {
     const struct peft_field *f = field_find(name);
-    if (says_nothing(v))
+    if (peft_says_nothing(v))
         return ERR_OK;
     if (f == NULL)
         return refuse_field(name, v, "this server does not know the field", err);
@@ -185,7 +193,7 @@ int peft_fan_in_check(json_t *root, struct err *err)
 {
     static const char name[] = "fan_in_fan_out";
     const json_t *v = json_object_get(root, name);
-    return v == NULL || says_nothing(v) ? ERR_OK
+    return peft_says_nothing(v) ? ERR_OK
                                         : refuse_field(name, v, field_find(name)->why, err);
 }
 

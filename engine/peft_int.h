@@ -1,6 +1,7 @@
-/* peft_int.h - shared by peft.c (reading an adapter), peft_extra.c (its tensors that are no factors),
- * peft_dir.c (from a folder), peft_fields.c (the table of config fields) and peft_match.c (which
- * modules a config means). */
+/* peft_int.h - shared by peft.c (reading an adapter), peft_config.c (its config), peft_extra.c (its
+ * tensors that are no factors), peft_tokens.c (rows of the embedding and the head), peft_merged.c
+ * (MergedLinear), peft_dir.c (from a folder), peft_fields.c (the table of config fields) and
+ * peft_match.c (which modules a config means). */
 #ifndef ENGINE_PEFT_INT_H
 #define ENGINE_PEFT_INT_H
 
@@ -39,21 +40,35 @@ int peft_fan_in_check(json_t *root, struct err *err);
 /* The rows of the table as Markdown, for docs/adapters.md. */
 int peft_fields_markdown(struct buf *ret);
 
+/* Absent, null, false, "", [] or {}. */
+bool peft_says_nothing(const json_t *v);
 /* A string from a hostile file, for a message: printable ASCII, cut when long. */
 const char *peft_show(const char *s, char ret[128]);
 const char *peft_show_json(const json_t *v, char ret[128]);
 
-/* --- the config, read (peft.c) --------------------------------------------------------------- */
+/* --- the config, read (peft_config.c) -------------------------------------------------------- */
 struct peft_config {
     json_t *root;
     bool adalora, rslora, dora, lora_bias;
     enum peft_bias { BIAS_NONE, BIAS_LORA_ONLY, BIAS_ALL } bias;
     json_t *save;      /* modules_to_save: a list of strings, or NULL */
     bool tie;          /* ensure_weight_tying */
+    json_t *tokens;    /* trainable_token_indices: a list, or an object of lists, or NULL */
+    json_t *merged;    /* enable_lora: a list of booleans, or NULL */
+    int parts, parts_on; /* of that list: its length, and how many are true */
     int r;             /* LoRA's rank, AdaLoRA's init_r */
     double alpha;
     json_t *rank_pattern, *alpha_pattern; /* objects or NULL */
 };
+
+/* Every field of `root` but those of peft_match.c.  What it points to belongs to root. */
+int peft_config_read(json_t *root, struct peft_config *ret, struct err *err);
+/* AdaLoRA's schedule, into the adapter. */
+int peft_schedule_read(const json_t *root, struct adapter_src *a, struct err *err);
+/* "adapter_config.json: FIELD must be WANT, not V" */
+int peft_wrong(const char *field, const char *want, const json_t *v, struct err *err);
+/* An absent or null field leaves *ret alone. */
+int peft_get_bool(const json_t *root, const char *field, bool *ret, struct err *err);
 
 /* --- one file being read ----------------------------------------------------------------------- */
 enum peft_part { PART_A, PART_B, PART_E, PARTS };
@@ -69,6 +84,7 @@ struct peft_slot {
 struct peft_want {
     struct adapter_src_extra x; /* name is owned until it goes to the adapter */
     bool carried;
+    const json_t *ids; /* of EXTRA_EMBED_ROWS and EXTRA_HEAD_ROWS: which */
     const struct st_tensor *tensor;
 };
 
@@ -93,6 +109,14 @@ static inline struct peft_slot *peft_slot_of(const struct peft_reading *r, int l
 int peft_check_tensor(const struct peft_reading *r, const struct st_tensor *t, int64_t rows,
                       int64_t cols, const char *from);
 
+/* A tensor's type and that its values are finite, without its shape. */
+int peft_check_values(const struct peft_reading *r, const struct st_tensor *t);
+/* As 16 for 16.0, which is how PEFT writes whole numbers. */
+json_t *peft_number(double v);
+
+/* Copies what the adapter borrows, so that nothing has to stay open. */
+int peft_own(struct adapter_src *a, struct err *err);
+
 /* --- what is no factor (peft_extra.c) ------------------------------------------------------------ */
 /* Does modules_to_save name this path (so that it is not adapted)? */
 bool peft_is_saved(const struct peft_reading *r, const char *path);
@@ -101,8 +125,30 @@ int peft_wants_create(struct peft_reading *r);
 void peft_wants_free(struct peft_reading *r);
 /* True if the tensor (`name` without the prefix) was waited for. */
 bool peft_wants_take(struct peft_reading *r, const struct st_tensor *t, const char *name);
-/* All of them there, of the right shape: into a->extras. */
+/* One more on the list.  `ids` as in struct peft_want. */
+int peft_want(struct peft_reading *r, enum adapter_extra kind, const json_t *ids, int rows, int cols,
+              const char *path, const char *suffix);
+/* All of them there, of the right shape: into a->extras; the data of ids is not there yet. */
 int peft_wants_finish(struct peft_reading *r, struct adapter_src *a);
+
+/* --- trainable_token_indices (peft_tokens.c) ------------------------------------------------------ */
+/* Those that the config names, onto the list of tensors to come. */
+int peft_tokens_want(struct peft_reading *r);
+
+/* --- enable_lora (peft_merged.c) ------------------------------------------------------------------
+ * The first versions of PEFT adapted layers whose outputs are several parts side by side (q, k, v)
+ * with one A of `r` rows for each part that is on, and a B in two groups, each of which sees half of
+ * A's rows.  As plain LoRA that is a B with two blocks and zeros elsewhere, of rank r times the parts
+ * that are on; its alpha grows likewise. */
+/* Fills c->merged, parts and parts_on, and refuses settings that those versions did not have. */
+int peft_merged_read(struct peft_config *c, struct err *err);
+/* Shape and values of the grouped B of a module whose rank is set; it stays as it is in the file. */
+int peft_merged_check(const struct peft_reading *r, const struct adapter_src_module *m,
+                      const struct st_tensor *B);
+size_t peft_merged_bytes(const struct adapter_src_module *m); /* of B as plain LoRA has it */
+void peft_merged_expand(const struct peft_config *c, const struct adapter_src_module *m, void *ret);
+/* The config as plain LoRA: malloc()ed text. */
+char *peft_merged_config(const struct peft_config *c, double alpha, struct err *err);
 
 /* --- which modules (peft_match.c) ------------------------------------------------------------ */
 struct peft_matcher;

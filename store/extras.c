@@ -31,6 +31,13 @@ static const char *part_name(const struct adapter_src_extra *x)
     return has_module(x->kind) ? tensors_module_name(x->module) : adapter_extra_name(x->kind);
 }
 
+static const char *dtype_of(const struct adapter_src_extra *x)
+{
+    if (adapter_extra_is_ids(x->kind))
+        return x->dtype == DT_I32 ? "I32" : NULL;
+    return tensors_dtype_name(x->dtype);
+}
+
 static size_t bytes_of(const struct adapter_src_extra *x)
 {
     return adapter_extra_count(x) * dtype_size(x->dtype);
@@ -41,8 +48,8 @@ static int check_extra(const struct adapter_src_extra *x, struct err *err)
 {
     const int names = is_norm(x->kind) ? NORM_COUNT : MOD_SLOTS;
     if (x->kind >= EXTRA_KINDS || x->name == NULL || x->rows < 1 || x->rows > TENSOR_MAX_WIDTH ||
-        x->cols < 0 || x->cols > TENSOR_MAX_WIDTH || tensors_dtype_name(x->dtype) == NULL ||
-        x->module < 0 || x->module >= names || x->layer < 0 || x->data == NULL)
+        x->cols < 0 || x->cols > TENSOR_MAX_WIDTH || dtype_of(x) == NULL || x->module < 0 ||
+        x->module >= names || x->layer < 0 || x->data == NULL)
         return err_set(err, ERR_INTERNAL, "tensor %s of an adapter has impossible shapes",
                        x->name != NULL ? x->name : "?");
     return ERR_OK;
@@ -73,7 +80,7 @@ int extras_put(struct store *st, int64_t tenant, int64_t version_id, const struc
         sql_int(&q, x->layer);
         sql_text(&q, part_name(x));
         sql_text(&q, x->name);
-        sql_text(&q, tensors_dtype_name(x->dtype));
+        sql_text(&q, dtype_of(x));
         sql_int(&q, x->rows);
         sql_int(&q, x->cols);
         if (sql_step(&q) != 0)
@@ -98,13 +105,16 @@ static bool read_extra(struct sql *q, struct adapter_src_extra *x)
     const int64_t layer = sql_col_int(q, 2), rows = sql_col_int(q, 6), cols = sql_col_int(q, 7);
     *x = (struct adapter_src_extra){ .kind = EXTRA_KINDS, .layer = (int)layer, .rows = (int)rows,
                                      .cols = (int)cols };
-    if (kind == NULL || part == NULL || dtype == NULL || !tensors_dtype_parse(dtype, &x->dtype) ||
-        layer < 0 || layer > 1 << 20 || rows < 1 || rows > TENSOR_MAX_WIDTH || cols < 0 ||
-        cols > TENSOR_MAX_WIDTH)
+    if (kind == NULL || part == NULL || dtype == NULL || layer < 0 || layer > 1 << 20 || rows < 1 ||
+        rows > TENSOR_MAX_WIDTH || cols < 0 || cols > TENSOR_MAX_WIDTH)
         return false;
     for (int k = 0; k < EXTRA_KINDS; k++)
         if (strcmp(kind, adapter_extra_name((enum adapter_extra)k)) == 0)
             x->kind = (enum adapter_extra)k;
+    const bool ids = adapter_extra_is_ids(x->kind);
+    x->dtype = DT_I32;
+    if (ids ? strcmp(dtype, "I32") != 0 : !tensors_dtype_parse(dtype, &x->dtype))
+        return false;
     if (has_module(x->kind))
         return tensors_module_parse(part, &x->module);
     for (int i = 0; is_norm(x->kind) && i < NORM_COUNT; i++)
@@ -112,7 +122,7 @@ static bool read_extra(struct sql *q, struct adapter_src_extra *x)
             x->module = i;
             return true;
         }
-    return x->kind == EXTRA_HEAD || x->kind == EXTRA_EMBED;
+    return x->kind == EXTRA_HEAD || x->kind == EXTRA_EMBED || adapter_extra_is_rows(x->kind) || ids;
 }
 
 int extras_get(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err)

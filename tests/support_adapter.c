@@ -1,6 +1,8 @@
 /* support_adapter.c - adapters in PEFT's format for tests, made in memory. */
 #include "tests/support_adapter.h"
 
+#include "engine/peft_int.h"
+
 #include "engine/util.h"
 
 #include <math.h>
@@ -60,7 +62,7 @@ char *support_tensors_file(const struct support_tensor *t, size_t n, size_t *ret
         char cols[32] = "";
         size_t bytes = (size_t)(t[i].rows * (t[i].cols < 0 ? 1 : t[i].cols)) * size_of(t[i].dtype);
         if (t[i].cols >= 0)
-            snprintf(cols, sizeof cols, ",%lld", (long long)t[i].cols);
+            snprintf(cols, sizeof cols, ",%lld%s", (long long)t[i].cols, t[i].conv ? ",1" : "");
         must(buf_printf(
                  &head, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld%s],\"data_offsets\":[%zu,%zu]}",
                  t[i].name, t[i].dtype, (long long)t[i].rows, cols, at, at + bytes) == ERR_OK,
@@ -132,9 +134,12 @@ int support_parse(const struct arch *arch, const char *config, const struct supp
     if (rc == ERR_OK)
         rc = peft_parse(arch, config, strlen(config), st, ret, err);
     st_close(st);
-    if (rc == ERR_OK)
+    if (rc == ERR_OK && (*ret)->own == NULL) {
         (*ret)->own = file; /* the tensors lie in it */
-    else
-        free(file);
+        return ERR_OK;
+    }
+    if (rc == ERR_OK)
+        rc = peft_own(*ret, err);
+    free(file);
     return rc;
 }

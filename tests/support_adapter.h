@@ -12,6 +12,7 @@ struct support_tensor {
     const char *dtype; /* "F32", "F16", "BF16", or another with 4 bytes an element */
     int64_t rows, cols; /* cols -1: one dimension */
     const char *bad;    /* "nan", "inf": the last value is that; NULL: none */
+    bool conv;          /* a third dimension of 1, as a convolution's weight has */
 };
 
 /* A safetensors file; free() it. */

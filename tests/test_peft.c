@@ -177,6 +177,13 @@ static const struct {
     { "modules_to_save", "null", "[\"o_proj\"]", false, true },
     { "modules_to_save", "null", "[\"lm.*\"]", false, true },
     { "modules_to_save", "null", "\"lm_head\"", false, true },
+    { "trainable_token_indices", "null", "[3]", false, true }, /* there is no such tensor */
+    { "trainable_token_indices", "[]", "{\"lm_head\":[16]}", false, true },
+    { "trainable_token_indices", "{}", "7", false, true },
+    { "enable_lora", "null", "[true,false]", false, true }, /* no such B */
+    { "enable_lora", "[]", "[false,false,false]", false, true },
+    { "enable_lora", "false", "[1,0]", false, true },
+    { "enable_lora", "{}", "true", false, true },
     { "ensure_weight_tying", "true", "\"yes\"", false, true }, /* the base is not tied */
     { "init_r", "2", "3", true, true },
     { "init_r", "2", "0", true, true },
@@ -222,6 +229,7 @@ static void a_field_of_the_other_method_is_refused(void **state)
         /* a value of the right type, so that the type is not what is refused */
         const char *value = strcmp(f->name, "use_rslora") == 0      ? "true"
                             : strcmp(f->name, "alpha_pattern") == 0 ? "{\"q_proj\": 3}"
+                            : strcmp(f->name, "enable_lora") == 0   ? "[true]"
                                                                     : "3";
         int rc = parse_field(f->method == FOR_LORA, f->name, value, msg, hash);
         if (rc != ERR_INVALID || strstr(msg, f->name) == NULL)
