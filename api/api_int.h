@@ -3,6 +3,7 @@
 #define API_API_INT_H
 
 #include "api/api.h"
+#include "engine/json_kind.h"
 
 #include <jansson.h>
 
@@ -53,8 +54,6 @@ enum { JSON_DEPTH_MAX = 32 };
 /* An object, or ERR_INVALID.  Duplicate keys and more than JSON_DEPTH_MAX levels are refused.
  * An empty body is an empty object if `optional`. */
 int body_json(const struct api_req *req, bool optional, json_t **ret, struct err *err);
-/* "a string", "null", ...: for messages. */
-const char *json_kind(const json_t *v);
 /* The first member that is not in the list (NULL-terminated) is refused by name. */
 int json_only(json_t *obj, const char *const *known, struct err *err);
 /* Members; absent and null leave *ret alone.  Wrong types name the field (`name` is static). */

@@ -59,20 +59,6 @@ int body_json(const struct api_req *req, bool optional, json_t **ret, struct err
     return ERR_OK;
 }
 
-const char *json_kind(const json_t *v)
-{
-    switch (json_typeof(v)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "an array";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a number";
-    case JSON_TRUE:
-    case JSON_FALSE: return "a boolean";
-    default: return "null";
-    }
-}
-
 int json_only(json_t *obj, const char *const *known, struct err *err)
 {
     const char *key;

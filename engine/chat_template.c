@@ -87,10 +87,10 @@ static json_t *fit_message(json_t *m, const struct wants *w)
     return r;
 }
 
-static json_t *fit(const json_t *messages, const struct wants *w)
+static json_t *fit(const json_t *messages, size_t n, const struct wants *w)
 {
     json_t *r = json_array();
-    for (size_t i = 0; i < json_array_size(messages); i++)
+    for (size_t i = 0; i < n; i++)
         if (json_array_append_new(r, fit_message(json_array_get(messages, i), w)) != 0) {
             json_decref(r);
             return NULL;
@@ -100,20 +100,22 @@ static json_t *fit(const json_t *messages, const struct wants *w)
 
 /* --- rendering ---------------------------------------------------------------------------------- */
 
-static int render(const struct chat_template *t, const struct one *one, const json_t *messages,
-                  const json_t *tools, const json_t *documents, const json_t *more,
+static int render(const struct chat_template *t, const struct one *one,
+                  const struct chat_turns *turns, const json_t *documents, const json_t *more,
                   struct buf *ret, struct err *err)
 {
+    const struct jinja_opts opts = { .now = turns->now };
+    json_t *tools = (json_t *)turns->tools;
     json_t *v = json_copy(t->tokens);
-    json_t *fitted = fit(messages, &one->wants);
+    json_t *fitted = fit(turns->messages, turns->n, &one->wants);
     int rc = ERR_NOMEM;
     if (v != NULL && fitted != NULL && (more == NULL || json_object_update(v, (json_t *)more) == 0) &&
         json_object_set(v, "messages", fitted) == 0 &&
-        json_object_set_new(v, "tools", tools ? json_incref((json_t *)tools) : json_null()) == 0 &&
+        json_object_set_new(v, "tools", tools ? json_incref(tools) : json_null()) == 0 &&
         json_object_set_new(v, "documents",
                             documents ? json_incref((json_t *)documents) : json_null()) == 0 &&
-        json_object_set_new(v, "add_generation_prompt", json_true()) == 0)
-        rc = jinja_render(one->jinja, v, NULL, ret, err);
+        json_object_set_new(v, "add_generation_prompt", json_boolean(!turns->whole)) == 0)
+        rc = jinja_render(one->jinja, v, &opts, ret, err);
     else
         err_nomem(err);
     json_decref(fitted);
@@ -121,12 +123,24 @@ static int render(const struct chat_template *t, const struct one *one, const js
     return rc;
 }
 
+static const struct one *for_tools(const struct chat_template *t, const json_t *tools)
+{
+    return tools != NULL && t->tools.jinja != NULL ? &t->tools : &t->plain;
+}
+
 int chat_template_render(const struct chat_template *t, const json_t *messages,
                          const json_t *tools, const json_t *documents, const json_t *more,
                          struct buf *ret, struct err *err)
 {
-    const struct one *one = tools != NULL && t->tools.jinja != NULL ? &t->tools : &t->plain;
-    return render(t, one, messages, tools, documents, more, ret, err);
+    const struct chat_turns turns = { .messages = messages, .n = json_array_size(messages),
+                                      .tools = tools };
+    return render(t, for_tools(t, tools), &turns, documents, more, ret, err);
+}
+
+int chat_template_turns(const struct chat_template *t, const struct chat_turns *turns,
+                        struct buf *ret, struct err *err)
+{
+    return render(t, for_tools(t, turns->tools), turns, NULL, NULL, ret, err);
 }
 
 /* --- finding out what a template wants ------------------------------------------------------------ */
@@ -135,11 +149,11 @@ int chat_template_render(const struct chat_template *t, const json_t *messages,
 static bool shows(const struct chat_template *t, const struct one *one, json_t *messages,
                   const char *needle)
 {
+    const struct chat_turns turns = { .messages = messages, .n = json_array_size(messages) };
     struct buf b;
     struct err err = { 0 };
     buf_init(&b, (size_t)1 << 24);
-    const bool yes = messages != NULL &&
-                     render(t, one, messages, NULL, NULL, NULL, &b, &err) == ERR_OK &&
+    const bool yes = messages != NULL && render(t, one, &turns, NULL, NULL, &b, &err) == ERR_OK &&
                      b.data != NULL && strstr(b.data, needle) != NULL;
     buf_free(&b);
     json_decref(messages);

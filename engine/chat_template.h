@@ -1,7 +1,7 @@
 /* chat_template.h - a conversation in, the text that the model wants out.
  *
  * A base's template (engine/jinja.h) with the names that transformers gives it: messages, tools,
- * documents, add_generation_prompt (always true), and bos_token, eos_token and the other special
+ * documents, add_generation_prompt, and bos_token, eos_token and the other special
  * tokens of tokenizer_config.json.
  *
  * OpenAI's requests are fitted to what the template was written for, which is found out once, by
@@ -18,6 +18,8 @@
 #include "engine/util.h"
 
 #include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 struct chat_template;
 
@@ -34,5 +36,17 @@ void chat_template_free(struct chat_template *t); /* NULL is fine */
 int chat_template_render(const struct chat_template *t, const json_t *messages,
                          const json_t *tools, const json_t *documents, const json_t *more,
                          struct buf *ret, struct err *err);
+
+/* The same for training data: the first `n` messages, and no more of them. */
+struct chat_turns {
+    const json_t *messages; /* an array */
+    size_t n;
+    const json_t *tools;    /* or NULL */
+    bool whole;             /* as they stand, without the beginning of an answer
+                             * (add_generation_prompt false) */
+    int64_t now;            /* unix seconds for strftime_now(); 0: the clock */
+};
+int chat_template_turns(const struct chat_template *t, const struct chat_turns *turns,
+                        struct buf *ret, struct err *err);
 
 #endif
