@@ -22,6 +22,16 @@ static size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 static const struct dx_ops *ops_of(const struct compute *c, const struct matrix *w)
 {
+#if defined(__x86_64__)
+    const bool quick = c->precision != PREC_F32 &&
+                       (w->type == MAT_NF4_P16 || w->type == MAT_Q8_P16 || w->type == MAT_BF16);
+    if (c->isa == ISA_AVX512 && quick && __builtin_cpu_supports("avx512bf16"))
+        return &dx_avx512_bf16;
+    if (c->isa == ISA_AVX512)
+        return &dx_avx512;
+    if (c->isa == ISA_AVX2)
+        return &dx_avx2;
+#endif
     (void)c;
     (void)w;
     return &dx_scalar;
@@ -61,8 +71,8 @@ struct dx_task {
     float *dx;
     size_t lddy, lddx;
     bool add;
-    size_t n0, n1;        /* the stretch */
-    size_t rows, strips;  /* of the group; of 64 columns */
+    size_t n0, n1;       /* the stretch */
+    size_t rows, strips; /* of the group; of 64 columns */
     size_t piece_rows;
     uint32_t *packed, *threads;
 };
@@ -125,7 +135,7 @@ static void dx_piece(const struct dx_task *t, size_t k, size_t m, size_t rows, u
     const bool panels = t->w->type == MAT_NF4_P16 || t->w->type == MAT_Q8_P16;
     const size_t per_step = t->ops->bf16 ? 2 : 1;
     uint32_t *tile = scratch;
-    float *sum = (float *)(scratch + TILE_DWORDS);
+    float *sum = (void *)(scratch + TILE_DWORDS);
     memset(sum, 0, rows * DX_COLUMNS * sizeof *sum);
     for (size_t n = t->n0, i = 0; n < t->n1; n += chunk, i++) {
         const size_t len = least(t->n1 - n, chunk);

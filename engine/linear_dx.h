@@ -4,13 +4,14 @@
  * Dimensions as in linear.h: W is [N, K], dy is [M, N], dx is [M, K]; fp32 in and out.
  *
  * What is computed:
- *   PREC_F32                the weights that matrix_row() gives, fp32 multiply-adds.  Errors below
- *                           2e-6 of the sum of magnitudes |dy| |W|.
+ *   PREC_F32                the weights that matrix_row() gives, fp32 multiply-adds.  An element is
+ *                           off by less than 2e-6 of the root mean square of its row.
  *   PREC_EXACT, PREC_FAST   where the CPU has AVX512_BF16, dy and the weights of MAT_NF4_P16,
  *                           MAT_Q8_P16 and MAT_BF16 are rounded to bf16 (to nearest even), and
- *                           their products summed in fp32: a relative error of dx of about 2e-3
- *                           (root mean square over a row; held below 3e-3).  Numbers below 2^-126
- *                           count as zero.  All else is computed as in PREC_F32.
+ *                           their products summed in fp32: dx is off by 2.4e-3 (Frobenius norm,
+ *                           relative; 1.7e-3 for MAT_BF16, whose weights are exact), held below
+ *                           3e-3.  Numbers below 2^-126 count as zero.  All else is computed as in
+ *                           PREC_F32.
  * Sums over n are cut at fixed places, so that every element of dx has one order of additions: it
  * does not depend on the number of threads, on M, or on the other rows.  It may differ from one
  * instruction set to the next: training promises the same bits on one type of CPU.

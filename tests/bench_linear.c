@@ -5,8 +5,13 @@
  * once, then all again), because the speed of memory and clock drift; shown are medians over
  * rounds.  `of read` is bytes of weights per second over the streaming-read bandwidth measured in
  * the same round; `of sgemm` is operations per second over OpenBLAS's fp32 product of the same
- * shape.  Arguments: THREADS ROUNDS. */
+ * shape.
+ *
+ * Then the backward pass dX = dY W of M = 512 rows, in the shapes of a model of 1.1B weights, beside
+ * OpenBLAS's product with the same matrix in fp32, which has nothing to unpack.
+ * Arguments: THREADS ROUNDS. */
 #include "engine/linear.h"
+#include "engine/linear_dx.h"
 #include "engine/mem.h"
 #include "engine/nf4.h"
 #include "engine/num.h"
@@ -101,9 +106,9 @@ static void setup(void)
     mem_free(scales, nscales * sizeof *scales);
     mem_free(half, n * sizeof *half);
 
-    x = need((size_t)M_MAX * K * sizeof *x);
+    x = need((size_t)M_MAX * N * sizeof *x); /* of N numbers: dX of the widest shape */
     y = need((size_t)M_MAX * N * sizeof *y);
-    for (size_t i = 0; i < (size_t)M_MAX * K; i++)
+    for (size_t i = 0; i < (size_t)M_MAX * N; i++)
         x[i] = noise();
     act_init(&act);
     if (act_reserve(&act, M_MAX, K, NULL) != ERR_OK)
@@ -224,6 +229,54 @@ static void measure(int M, int rounds)
     fflush(stdout);
 }
 
+/* --- backward ---------------------------------------------------------------------------- */
+
+enum dx_kind { DX_QUICK, DX_F32, DX_SGEMM, DX_KINDS };
+static const char *const dx_names[] = { "dX quick", "dX f32", "dX sgemm" };
+
+static double time_dx(enum dx_kind k, int outputs, int inputs, void *scratch)
+{
+    struct matrix w = *next(k == DX_SGEMM ? &f32 : &nf4);
+    const double start = now_mono();
+    if (k == DX_SGEMM) {
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, M_MAX, inputs, outputs, 1.0f, y,
+                    outputs, w.codes, inputs, 0.0f, x, inputs);
+    } else {
+        w.N = outputs;
+        w.K = inputs;
+        compute.precision = k == DX_F32 ? PREC_F32 : PREC_EXACT;
+        matmul_dx(&compute, &w, y, M_MAX, outputs, x, inputs, false, scratch);
+    }
+    return now_mono() - start;
+}
+
+static void measure_dx(int outputs, int inputs, int rounds)
+{
+    /* Any bytes are codes, so a part of the large matrix is one too. */
+    const struct matrix w = { .type = MAT_NF4_P16, .N = outputs, .K = inputs };
+    compute.precision = PREC_F32;
+    const size_t bytes = matmul_dx_scratch(&compute, &w, M_MAX);
+    void *scratch = need(bytes);
+    for (int r = 0; r < rounds; r++)
+        for (int k = 0; k < DX_KINDS; k++)
+            seconds[k][r] = time_dx((enum dx_kind)k, outputs, inputs, scratch);
+    for (int k = 0; k < DX_KINDS; k++) {
+        double of_sgemm[MAX_ROUNDS], t[MAX_ROUNDS];
+        for (int r = 0; r < rounds; r++) {
+            t[r] = seconds[k][r];
+            of_sgemm[r] = seconds[DX_SGEMM][r] / t[r];
+        }
+        const double s = median(t, rounds);
+        printf("%4d x %-4d M=%d %-8s %9.1f us %7.1f GOP/s", outputs, inputs, M_MAX, dx_names[k],
+               s * 1e6, 2.0 * M_MAX * outputs * inputs / s * 1e-9);
+        if (k != DX_SGEMM)
+            printf("  %5.2f x sgemm", median(of_sgemm, rounds));
+        printf("\n");
+    }
+    fflush(stdout);
+    mem_free(scratch, bytes);
+}
+
 int main(int argc, char **argv)
 {
     struct err err = { 0 };
@@ -242,6 +295,12 @@ int main(int argc, char **argv)
     printf("streaming read %.1f GB/s\n", median(b, rounds) * 1e-9);
     for (int i = 0; i < NROWS; i++)
         measure(rows[i], rounds);
+    for (size_t i = 0; i < (size_t)M_MAX * N; i++)
+        y[i] = noise();
+    measure_dx(5632, 2048, rounds);
+    measure_dx(2048, 5632, rounds);
+    measure_dx(2048, 2048, rounds);
+    measure_dx(256, 2048, rounds);
     pool_destroy(compute.pool);
     return 0;
 }

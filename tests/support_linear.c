@@ -36,7 +36,8 @@ static void fill_nf4(struct weights *w, const float *dense, bool flat)
 {
     const size_t N = (size_t)w->m.N, K = (size_t)w->m.K, n = N * K;
     uint8_t *packed = get_aligned(nf4_bytes(n));
-    float *absmax = get_aligned(nf4_blocks(n) * sizeof *absmax), *back = get_aligned(n * sizeof *back);
+    float *absmax = get_aligned(nf4_blocks(n) * sizeof *absmax),
+          *back = get_aligned(n * sizeof *back);
     q4_quantize(Q4_NF4, dense, n, packed, absmax);
     q4_dequantize(Q4_NF4, packed, absmax, n, back);
     for (size_t i = 0; i < n; i++)
