@@ -49,8 +49,8 @@ size_t optim_moment_bytes(enum train_moments m, size_t n)
 }
 
 /* --- the 8-bit maps -------------------------------------------------------------------------- */
-/* Every operation is rounded to fp32, as the reference's are; the points of the upper half of an
- * interval are counted from its end. */
+/* Rounded where the reference rounds, whose signed map comes out to the bit in this way: the points
+ * of the upper half of an interval are counted from its end, and fused with the product. */
 void optim_unsigned_map(float ret[256])
 {
     static const float power[7] = { 1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f };
@@ -61,8 +61,8 @@ void optim_unsigned_map(float ret[256])
         const float width = (1.0f - 0.1f) / (float)parts;
         float before = 0.1f;
         for (int i = 1; i <= parts; i++) {
-            const float point =
-                i < (parts + 1) / 2 ? 0.1f + width * (float)i : 1.0f - width * (float)(parts - i);
+            const float point = i < parts / 2 ? fmaf(width, (float)i, 0.1f)
+                                              : fmaf(-width, (float)(parts - i), 1.0f);
             ret[at++] = power[d] * ((before + point) / 2.0f);
             before = point;
         }
@@ -238,13 +238,13 @@ struct step {
 
 /* The numbers of a step that its elements share, for one tensor. */
 struct rates {
-    float keep, one_minus_beta1, beta2, one_minus_beta2, size, bias2_root, eps;
+    float keep, beta1, one_minus_beta1, beta2, one_minus_beta2, size, bias2_root, eps;
 };
 
 static void update(const struct rates *k, float *p, const float *g, float *m, float *v, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        m[i] += k->one_minus_beta1 * (g[i] - m[i]);
+        m[i] = k->beta1 * m[i] + k->one_minus_beta1 * g[i];
         v[i] = k->beta2 * v[i] + k->one_minus_beta2 * (g[i] * g[i]);
         p[i] = p[i] * k->keep - k->size * (m[i] / (sqrtf(v[i]) / k->bias2_root + k->eps));
     }
@@ -274,6 +274,7 @@ static void step_pieces(void *arg, int64_t begin, int64_t end, int thread)
         const struct moments *q = &o->moments[p->tensor];
         const double rate = s->lr * t->lr_scale;
         const struct rates k = { .keep = (float)(1.0 - rate * o->weight_decay),
+                                 .beta1 = (float)o->beta1,
                                  .one_minus_beta1 = (float)(1.0 - o->beta1),
                                  .beta2 = (float)o->beta2,
                                  .one_minus_beta2 = (float)(1.0 - o->beta2),

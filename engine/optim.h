@@ -3,15 +3,15 @@
  * Step t = 1, 2, ... of a tensor with gradient g, as torch.optim.AdamW computes it (Loshchilov and
  * Hutter, arXiv 1711.05101), fp32 element by element; rate = lr * lr_scale:
  *     p -= rate * weight_decay * p
- *     m += (1 - beta1) (g - m)          v = beta2 v + (1 - beta2) g^2
+ *     m = beta1 m + (1 - beta1) g       v = beta2 v + (1 - beta2) g^2
  *     p -= rate / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
  *
  * Moments of 8 bits (Dettmers et al., arXiv 2110.02861, as AdamW8bit of bitsandbytes keeps them):
  * blocks of 256 elements; per block the largest |m| and |v|, per element the nearest code of m /
  * max in the signed and of v / max in the unsigned dynamic map.  A step decodes, updates as above
  * in fp32, applies, and encodes again.  A negative m never becomes 0; nor, unlike there, does a
- * positive v, of which the root would then divide as if the gradient had always been 0.  Tensors of
- * fewer than 4096 elements keep fp32.
+ * positive v: where an element's gradients are 10^-4 of the largest of its block, what is kept of m
+ * would be divided by eps alone.  Tensors of fewer than 4096 elements keep fp32.
  *
  * Threads: an optim belongs to one thread at a time, which is also the caller of the pool.  Work is
  * cut in pieces of fixed size, so that no bit depends on the number of threads. */
