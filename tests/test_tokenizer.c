@@ -253,6 +253,52 @@ static void every_setting_answers_as_the_reference(void **state)
     assert_true(cases > 700);
 }
 
+static void check_decoding(const struct tokenizer *t, const char *name, const json_t *c)
+{
+    const json_t *list = json_array_get(c, 0), *want = json_array_get(c, 1);
+    const size_t n = json_array_size(list);
+    int32_t *ids = calloc(n + 1, sizeof *ids);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = (int32_t)json_integer_value(json_array_get(list, i));
+    struct buf out;
+    buf_init(&out, 1 << 20);
+    assert_int_equal(tokenizer_decode(t, ids, n, false, &out, NULL), ERR_OK);
+    if (out.len != json_string_length(want) ||
+        (out.len > 0 && memcmp(out.data, json_string_value(want), out.len) != 0))
+        fail_msg("%s: ids are decoded as \"%s\", not \"%s\"", name, out.data,
+                 json_string_value(want));
+    stream_equals_whole(t, ids, n, false);
+    buf_free(&out);
+    free(ids);
+}
+
+/* What is hard in them is hard for others: tokenizer_hard.mjs. */
+static void nasty_texts_get_the_reference_s_ids(void **state)
+{
+    (void)state;
+    json_t *all = json_load_file("tests/data/tokenizer_hard.json", JSON_ALLOW_NUL, NULL), *v, *c;
+    const char *name;
+    size_t i;
+    assert_int_equal(json_object_size(all), 4);
+    json_object_foreach(all, name, v) {
+        char rel[100];
+        snprintf(rel, sizeof rel, "tokenizers/%s/tokenizer.json", name);
+        const char *path = support_shared(rel);
+        if (path == NULL) {
+            json_decref(all);
+            skip();
+        }
+        struct tokenizer *t = load_file(path);
+        assert_true(json_array_size(json_object_get(v, "encode")) >= 40);
+        json_array_foreach(json_object_get(v, "encode"), i, c)
+            check_case(t, name, c);
+        json_array_foreach(json_object_get(v, "decode"), i, c)
+            check_decoding(t, name, c);
+        tokenizer_free(t);
+    }
+    json_decref(all);
+}
+
 /* Texts lie between lines with this mark; ids are one line each. */
 static void check_folder(const char *folder)
 {
@@ -735,6 +781,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_setting_answers_as_the_reference),
+        cmocka_unit_test(nasty_texts_get_the_reference_s_ids),
         cmocka_unit_test(gpt2_cases_match),
         cmocka_unit_test(llama2_cases_match),
         cmocka_unit_test(qwen_cases_match),
