@@ -3,7 +3,7 @@
  * Fields of the protocol buffer that matter, by number: ModelProto 1 piece (repeated; 1 text, 2
  * score, 3 type), 2 trainer (3 model type, 24 space as suffix, 40 to 42 ids of unknown, bos, eos),
  * 3 normaliser (2 compiled character map, 3 space in front, 4 squeeze spaces, 5 spaces become
- * U+2581).  All others are about training. */
+ * U+2581), 5 denormaliser (2 compiled character map).  All others are about training. */
 #include "engine/sentencepiece.h"
 
 #include <jansson.h>
@@ -105,8 +105,8 @@ static int id_of(uint64_t v) { return v > INT32_MAX ? -1 : (int)v; }
 
 static int read_trainer(struct message m, struct vocab *v, struct err *err)
 {
-    static const char *const kinds[] = { "is of no known kind", "is a Unigram model", "",
-                                         "is a word model", "is a character model" };
+    static const char *const kinds[] = { "is of no known kind", "", "", "is a word model",
+                                         "is a character model" };
     struct field f;
     int more;
     uint64_t kind = 1;
@@ -126,7 +126,8 @@ static int read_trainer(struct message m, struct vocab *v, struct err *err)
     }
     if (more != 0)
         return broken(err);
-    return kind == 2 ? ERR_OK : refused(kinds[kind < 5 ? kind : 0], err);
+    v->unigram = kind == 1;
+    return kind == 1 || kind == 2 ? ERR_OK : refused(kinds[kind < 5 ? kind : 0], err);
 }
 
 static int read_normalizer(struct message m, struct vocab *v, struct err *err)
@@ -134,8 +135,10 @@ static int read_normalizer(struct message m, struct vocab *v, struct err *err)
     struct field f;
     int more;
     while ((more = next(&m, &f)) == 1) {
-        if (f.number == 2 && f.wire == BYTES && f.value != 0)
-            return refused("rewrites characters first (precompiled_charsmap)", err);
+        if (f.number == 2 && f.wire == BYTES && f.value != 0) {
+            v->charsmap = f.bytes.at;
+            v->charsmap_len = (size_t)f.value;
+        }
         if (f.wire != VARINT)
             continue;
         if (f.number == 3)
@@ -145,6 +148,16 @@ static int read_normalizer(struct message m, struct vocab *v, struct err *err)
         else if (f.number == 5 && f.value == 0)
             return refused("keeps spaces as they are", err);
     }
+    return more == 0 ? ERR_OK : broken(err);
+}
+
+static int read_denormalizer(struct message m, struct err *err)
+{
+    struct field f;
+    int more;
+    while ((more = next(&m, &f)) == 1)
+        if (f.number == 2 && f.wire == BYTES && f.value != 0)
+            return refused("rewrites characters of its output (denormalizer_spec)", err);
     return more == 0 ? ERR_OK : broken(err);
 }
 
@@ -179,6 +192,8 @@ int spm_read(const void *data, size_t len, struct vocab *ret, struct err *err)
             rc = read_trainer(f.bytes, &v, err);
         else if (f.number == 3)
             rc = read_normalizer(f.bytes, &v, err);
+        else if (f.number == 5)
+            rc = read_denormalizer(f.bytes, err);
         trained |= f.number == 2;
     }
     if (rc == ERR_OK && !trained)

@@ -1,9 +1,8 @@
 /* sentencepiece.h - reading SentencePiece's tokenizer.model: a protocol buffer with pieces, scores and
  * what the trainer was told.
  *
- * Read are BPE models; Unigram, word and character models are refused by name, as is a model that
- * rewrites characters before it looks for pieces.  Every input is hostile: each length is checked
- * against what is left. */
+ * Read are BPE and Unigram models, with and without a map of characters; word and character models are
+ * refused by name.  Every input is hostile: each length is checked against what is left. */
 #ifndef ENGINE_SENTENCEPIECE_H
 #define ENGINE_SENTENCEPIECE_H
 

@@ -8,7 +8,8 @@
  *
  * All that can be reached is checked when the file is read, so looking up needs no checks.
  *
- * What is replaced is the reference's choice: clusters of characters of less than six bytes as a
+ * What is replaced is SentencePiece's choice in files that were made of a model of its own: the text of
+ * the longest prefix that is in the table, at each place.  In others it is the reference's choice: clusters of characters of less than six bytes as a
  * whole, by the text of the SHORTEST prefix that is in the table; all others character by
  * character. */
 #include "engine/tokenizer_int.h"
@@ -34,6 +35,24 @@ static bool step(const uint32_t *trie, uint8_t c, uint32_t *base, bool *value)
     return true;
 }
 
+/* The longest prefix in the table, *ret_n bytes; NULL: there is none. */
+static const char *lookup_longest(const struct tok_norm *st, const char *s, size_t len, size_t *ret_n)
+{
+    uint32_t base = offset(st->trie[0]);
+    const char *text = NULL;
+    bool value = false;
+    for (size_t i = 0; i < len && s[i] != '\0'; i++) {
+        if (!step(st->trie, (uint8_t)s[i], &base, &value))
+            break;
+        if (value) {
+            text = st->text + (st->trie[base] & 0x7fffffff);
+            *ret_n = i + 1;
+        }
+    }
+    return text;
+}
+
+/* The shortest. */
 static const char *lookup(const struct tok_norm *st, const char *s, size_t len)
 {
     uint32_t base = offset(st->trie[0]);
@@ -173,9 +192,39 @@ static size_t moved_origin(const char *s, size_t len, size_t done, const char *t
     return out_len + *first - done;
 }
 
+/* An entry of the table that ends inside of a character would leave half of it. */
+static bool whole_characters(const char *s, size_t len, size_t n)
+{
+    return n == len || ((uint8_t)s[n] & 0xc0) != 0x80;
+}
+
+static int charsmap_longest(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
+                            size_t *origin, struct err *err)
+{
+    int rc = ERR_OK;
+    size_t first = *origin, made = first, done = 0;
+    for (size_t i = 0; rc == ERR_OK && i < len;) {
+        size_t n = 0;
+        const char *text = lookup_longest(st, s + i, len - i, &n);
+        if (text == NULL || !whole_characters(s + i, len - i, n)) {
+            i += (size_t)tok_utf8(s + i, len - i);
+            continue;
+        }
+        rc = tok_add(out, s + done, i - done, err);
+        if (rc == ERR_OK)
+            rc = tok_add(out, text, strlen(text), err);
+        done = i += n;
+        made = moved_origin(s, len, done, text, n, out->len, &first, made);
+    }
+    *origin = made;
+    return rc == ERR_OK ? tok_add(out, s + done, len - done, err) : rc;
+}
+
 int tok_charsmap(const struct tok_norm *st, const char *s, size_t len, struct buf *out,
                  size_t *origin, struct err *err)
 {
+    if (st->longest)
+        return charsmap_longest(st, s, len, out, origin, err);
     int rc = ERR_OK;
     size_t first = *origin, made = first;
     size_t done = 0; /* what is not replaced is copied in long runs */

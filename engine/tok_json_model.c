@@ -41,11 +41,12 @@ static void grow(struct tokenizer *t, size_t *bytes, int id, size_t len)
     *bytes += len + 1;
 }
 
-/* A Unigram token: ["text", score]. */
+/* A Unigram token: ["text", score]; null for a score only in what tok_make_spm.c writes. */
 static const json_t *scored_token(const json_t *list, size_t i)
 {
     const json_t *e = json_array_get(list, i), *s = json_array_get(e, 0);
-    bool good = json_array_size(e) == 2 && json_is_string(s) && json_is_number(json_array_get(e, 1));
+    bool good = json_array_size(e) == 2 && json_is_string(s) && (json_is_number(json_array_get(e, 1)) ||
+                                                              json_is_null(json_array_get(e, 1)));
     return good ? s : NULL;
 }
 
@@ -345,12 +346,34 @@ static double score_of(const json_t *v)
     return x < 0 ? -y : y;
 }
 
+/* NAN is the score of what no text is spelled with. */
+static int read_scores(struct tokenizer *t, const json_t *vocab, size_t n, struct err *err)
+{
+    double lowest = INFINITY;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *v = json_array_get(json_array_get(vocab, i), 1);
+        if (json_is_null(v) && !t->sentencepiece)
+            return tok_bad(err, "token %zu is not a text with a score", i);
+        t->score[i] = json_is_null(v)    ? NAN
+                      : t->sentencepiece ? (double)(float)json_number_value(v)
+                                         : score_of(v);
+        if (t->score[i] < lowest)
+            lowest = t->score[i];
+    }
+    if (lowest == INFINITY)
+        return tok_bad(err, "no token has a score");
+    t->unk_score = t->sentencepiece ? (double)(float)(lowest - 10) : lowest - 10;
+    return ERR_OK;
+}
+
 static int read_unigram(struct tokenizer *t, const json_t *model, const json_t *added,
                         struct err *err)
 {
-    int rc = tok_only(model, "the model", "type unk_id vocab byte_fallback", err);
+    int rc = tok_only(model, "the model", "type unk_id vocab byte_fallback sentencepiece", err);
     if (rc == ERR_OK)
         rc = tok_get_bool(model, "the model", "byte_fallback", false, &t->byte_fallback, err);
+    if (rc == ERR_OK)
+        rc = tok_get_bool(model, "the model", "sentencepiece", false, &t->sentencepiece, err);
     json_t *vocab = json_object_get(model, "vocab");
     if (rc == ERR_OK)
         rc = read_vocab(t, vocab, added, err);
@@ -372,14 +395,7 @@ static int read_unigram(struct tokenizer *t, const json_t *model, const json_t *
     t->score = calloc(n, sizeof *t->score);
     if (t->score == NULL)
         return err_nomem(err);
-    double lowest = INFINITY;
-    for (size_t i = 0; i < n; i++) {
-        t->score[i] = score_of(json_array_get(json_array_get(vocab, i), 1));
-        if (t->score[i] < lowest)
-            lowest = t->score[i];
-    }
-    t->unk_score = lowest - 10;
-    return ERR_OK;
+    return read_scores(t, vocab, n, err);
 }
 
 static int read_word_level(struct tokenizer *t, const json_t *model, const json_t *added,

@@ -85,7 +85,9 @@ static int read_charsmap(struct tok_norm *st, const json_t *o, struct err *err)
 {
     const json_t *map = json_object_get(o, "precompiled_charsmap");
     st->kind = NORM_CHARSMAP;
-    int rc = tok_only(o, "Precompiled", "type precompiled_charsmap", err);
+    int rc = tok_only(o, "Precompiled", "type precompiled_charsmap longest", err);
+    if (rc == ERR_OK)
+        rc = tok_get_bool(o, "Precompiled", "longest", false, &st->longest, err);
     if (rc == ERR_OK && !json_is_string(map))
         rc = tok_bad(err, "Precompiled needs a text \"precompiled_charsmap\"");
     return rc == ERR_OK

@@ -1,14 +1,9 @@
 /* tok_make.c - see tok_make.h. */
-#include "engine/tok_make.h"
-
-#include "engine/tokenizer_int.h"
+#include "engine/tok_make_int.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* U+2581 stands for a space in SentencePiece's pieces. */
-#define SPACE_MARK "\xe2\x96\x81"
 
 /* --- pieces ----------------------------------------------------------------------------- */
 
@@ -18,7 +13,7 @@ static int bad_piece(size_t id, const char *what, struct err *err)
 }
 
 /* Tokens that are found in a text as they are, before anything else happens to it. */
-static bool is_added(const struct piece *p)
+bool tok_make_is_added(const struct piece *p)
 {
     return p->type == PIECE_CONTROL || p->type == PIECE_USER || p->type == PIECE_UNKNOWN;
 }
@@ -32,7 +27,7 @@ static int check_id(const struct vocab *v, const char *what, int id, struct err 
 }
 
 /* Each piece is a text of its own.  *ret_map and *ret_str (its strings) are the caller's. */
-static int check_pieces(const struct vocab *v, struct tok_map *ret_map, struct tok_str **ret_str,
+int tok_make_check(const struct vocab *v, struct tok_map *ret_map, struct tok_str **ret_str,
                         struct err *err)
 {
     if (v->n == 0 || v->n > (size_t)TOK_MAX_ID + 1)
@@ -60,7 +55,7 @@ static int check_pieces(const struct vocab *v, struct tok_map *ret_map, struct t
 
 /* --- JSON -------------------------------------------------------------------------------- */
 
-static json_t *text_of(const struct piece *p) { return json_stringn(p->s, p->len); }
+json_t *tok_make_text_of(const struct piece *p) { return json_stringn(p->s, p->len); }
 
 static bool has_mark(const struct piece *p)
 {
@@ -68,7 +63,7 @@ static bool has_mark(const struct piece *p)
 }
 
 /* The user's own pieces are matched in the text as it was written, with spaces in it. */
-static json_t *with_spaces(const struct piece *p)
+json_t *tok_make_with_spaces(const struct piece *p)
 {
     char out[PIECE_MAX_BYTES];
     size_t n = 0;
@@ -83,7 +78,7 @@ static json_t *with_spaces(const struct piece *p)
 static json_t *added_token(size_t id, const struct piece *p)
 {
     return json_pack("{s:I, s:o, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)id, "content",
-                     p->type == PIECE_USER ? with_spaces(p) : text_of(p), "single_word", 0,
+                     p->type == PIECE_USER ? tok_make_with_spaces(p) : tok_make_text_of(p), "single_word", 0,
                      "lstrip", 0, "rstrip", 0, "normalized", 0, "special", p->type != PIECE_USER);
 }
 
@@ -115,7 +110,7 @@ static int put_pieces(const struct vocab *v, bool added_in_vocab, const uint8_t 
 {
     for (size_t i = 0; i < v->n; i++) {
         const struct piece *p = &v->pieces[i];
-        json_t *text = text_of(p);
+        json_t *text = tok_make_text_of(p);
         if (text == NULL)
             return bad_piece(i, "is not UTF-8", err);
         json_decref(text);
@@ -124,9 +119,9 @@ static int put_pieces(const struct vocab *v, bool added_in_vocab, const uint8_t 
             return bad_piece(i, "is the user's own and has a space, which cannot be kept apart "
                                 "from the one in front of a text", err);
         int rc = 0;
-        if (is_added(p) && !listed[i])
+        if (tok_make_is_added(p) && !listed[i])
             rc |= json_array_append_new(added, added_token(i, p));
-        if (!is_added(p) || (added_in_vocab && !spaced))
+        if (!tok_make_is_added(p) || (added_in_vocab && !spaced))
             rc |= json_object_setn_new(vocab, p->s, p->len, json_integer((json_int_t)i));
         if (rc != 0)
             return err_nomem(err);
@@ -134,7 +129,7 @@ static int put_pieces(const struct vocab *v, bool added_in_vocab, const uint8_t 
     return ERR_OK;
 }
 
-static int make_vocab(const struct vocab *v, bool added_in_vocab, json_t **ret_vocab,
+int tok_make_vocab(const struct vocab *v, bool added_in_vocab, json_t **ret_vocab,
                       json_t **ret_added, struct err *err)
 {
     uint8_t *listed = calloc(v->n, 1);
@@ -149,9 +144,9 @@ static int make_vocab(const struct vocab *v, bool added_in_vocab, json_t **ret_v
 
 static void add_special(json_t *single, json_t *specials, const struct piece *p, int id)
 {
-    json_array_append_new(single, json_pack("{s:{s:o, s:i}}", "SpecialToken", "id", text_of(p),
+    json_array_append_new(single, json_pack("{s:{s:o, s:i}}", "SpecialToken", "id", tok_make_text_of(p),
                                             "type_id", 0));
-    json_t *s = json_pack("{s:o, s:[i], s:[o]}", "id", text_of(p), "ids", id, "tokens", text_of(p));
+    json_t *s = json_pack("{s:o, s:[i], s:[o]}", "id", tok_make_text_of(p), "ids", id, "tokens", tok_make_text_of(p));
     json_object_setn_new(specials, p->s, p->len, s);
 }
 
@@ -175,7 +170,7 @@ static json_t *make_template(const struct vocab *v)
 }
 
 /* Takes over all references, also after a failure. */
-static int make_text(const struct vocab *v, json_t *added, json_t *normalizer, json_t *pre,
+int tok_make_text(const struct vocab *v, json_t *added, json_t *normalizer, json_t *pre,
                      json_t *decoder, json_t *model, char **ret, struct err *err)
 {
     json_t *o = json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0",
@@ -188,169 +183,6 @@ static int make_text(const struct vocab *v, json_t *added, json_t *normalizer, j
         return err_nomem(err);
     *ret = text;
     return ERR_OK;
-}
-
-/* --- SentencePiece: merges from scores ----------------------------------------------------- */
-
-struct pair {
-    float score;
-    uint32_t id, left, right; /* of the piece and its halves */
-};
-
-struct pairs {
-    struct pair *list;
-    size_t n, cap;
-};
-
-/* Best score first; of one score, as the vocabulary has them. */
-static int by_rank(const void *pa, const void *pb)
-{
-    const struct pair *a = pa, *b = pb;
-    if (a->score != b->score)
-        return a->score > b->score ? -1 : 1;
-    if (a->id != b->id)
-        return a->id < b->id ? -1 : 1;
-    if (a->left != b->left)
-        return a->left < b->left ? -1 : 1;
-    return (a->right > b->right) - (a->right < b->right);
-}
-
-static bool can_merge(const struct piece *p)
-{
-    return p->type == PIECE_NORMAL || p->type == PIECE_UNUSED;
-}
-
-static int add_pair(struct pairs *ps, struct pair p, struct err *err)
-{
-    if (ps->n == ps->cap) {
-        size_t cap = ps->cap ? 2 * ps->cap : 4096;
-        struct pair *list = realloc(ps->list, cap * sizeof *list);
-        if (list == NULL)
-            return err_nomem(err);
-        ps->list = list;
-        ps->cap = cap;
-    }
-    ps->list[ps->n++] = p;
-    return ERR_OK;
-}
-
-/* All ways to make piece `id` of two others. */
-static int find_halves(const struct vocab *v, const struct tok_map *map, size_t id,
-                       struct pairs *ps, struct err *err)
-{
-    const struct piece *p = &v->pieces[id];
-    int rc = ERR_OK;
-    for (size_t at = 1; at < p->len && rc == ERR_OK; at++) {
-        if (((unsigned char)p->s[at] & 0xc0) == 0x80)
-            continue;
-        int left = tok_map_get(map, p->s, at);
-        int right = left < 0 ? -1 : tok_map_get(map, p->s + at, p->len - at);
-        if (right < 0 || !can_merge(&v->pieces[left]) || !can_merge(&v->pieces[right]))
-            continue;
-        rc = add_pair(ps, (struct pair){ .score = p->score, .id = (uint32_t)id,
-                                         .left = (uint32_t)left, .right = (uint32_t)right }, err);
-    }
-    return rc;
-}
-
-static int make_merges(const struct vocab *v, const struct tok_map *map, json_t *ret,
-                       struct err *err)
-{
-    struct pairs ps = { 0 };
-    int rc = ERR_OK;
-    for (size_t i = 0; i < v->n && rc == ERR_OK; i++)
-        if (can_merge(&v->pieces[i]))
-            rc = find_halves(v, map, i, &ps, err);
-    if (ps.n > 1)
-        qsort(ps.list, ps.n, sizeof *ps.list, by_rank);
-    for (size_t i = 0; i < ps.n && rc == ERR_OK; i++) {
-        const struct piece *l = &v->pieces[ps.list[i].left], *r = &v->pieces[ps.list[i].right];
-        if (json_array_append_new(ret, json_pack("[o, o]", text_of(l), text_of(r))) != 0)
-            rc = err_nomem(err);
-    }
-    free(ps.list);
-    return rc;
-}
-
-/* --- SentencePiece: the rest ---------------------------------------------------------------- */
-
-static void append(json_t *array, json_t *v) { json_array_append_new(array, v); }
-
-static json_t *replacing(const char *kind, const char *pattern, const char *content)
-{
-    return json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern", kind, pattern, "content",
-                     content);
-}
-
-static json_t *spm_normalizer(const struct vocab *v)
-{
-    json_t *steps = json_array();
-    if (v->squeeze_spaces) {
-        append(steps, replacing("Regex", "^ +| +$", ""));
-        append(steps, replacing("Regex", " {2,}", " "));
-    }
-    if (v->prefix_space && !v->prefix_once)
-        append(steps, json_pack("{s:s, s:s}", "type", "Prepend", "prepend", SPACE_MARK));
-    if (!v->prefix_once)
-        append(steps, replacing("String", " ", SPACE_MARK));
-    if (json_array_size(steps) > 0)
-        return json_pack("{s:s, s:o}", "type", "Sequence", "normalizers", steps);
-    json_decref(steps);
-    return json_null();
-}
-
-static json_t *spm_pre(const struct vocab *v)
-{
-    if (!v->prefix_once)
-        return json_null();
-    return json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", SPACE_MARK,
-                     "prepend_scheme", v->prefix_space ? "first" : "never", "split", 0);
-}
-
-static json_t *spm_decoder(const struct vocab *v)
-{
-    json_t *steps = json_array();
-    append(steps, replacing("String", SPACE_MARK, " "));
-    append(steps, json_pack("{s:s}", "type", "ByteFallback"));
-    append(steps, json_pack("{s:s}", "type", "Fuse"));
-    if (v->prefix_space)
-        append(steps, json_pack("{s:s, s:s, s:i, s:i}", "type", "Strip", "content", " ", "start", 1,
-                                "stop", 0));
-    return json_pack("{s:s, s:o}", "type", "Sequence", "decoders", steps);
-}
-
-static bool has_bytes(const struct vocab *v)
-{
-    for (size_t i = 0; i < v->n; i++)
-        if (v->pieces[i].type == PIECE_BYTE)
-            return true;
-    return false;
-}
-
-int tok_make_spm(const struct vocab *v, char **ret, struct err *err)
-{
-    struct tok_map map = { 0 };
-    struct tok_str *str = NULL;
-    json_t *vocab = NULL, *added = NULL, *merges = json_array();
-    int rc = check_pieces(v, &map, &str, err);
-    if (rc == ERR_OK)
-        rc = make_vocab(v, true, &vocab, &added, err);
-    if (rc == ERR_OK)
-        rc = make_merges(v, &map, merges, err);
-    free(map.slot);
-    free(str);
-    if (rc != ERR_OK) {
-        json_decref(vocab);
-        json_decref(added);
-        json_decref(merges);
-        return rc;
-    }
-    json_t *unk = v->unk >= 0 ? text_of(&v->pieces[v->unk]) : json_null();
-    json_t *model = json_pack("{s:s, s:n, s:o, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE",
-                              "dropout", "unk_token", unk, "continuing_subword_prefix",
-                              "end_of_word_suffix", "fuse_unk", 1, "byte_fallback", has_bytes(v),
-                              "ignore_merges", 0, "vocab", vocab, "merges", merges);
-    return make_text(v, added, spm_normalizer(v), spm_pre(v), spm_decoder(v), model, ret, err);
 }
 
 /* --- byte-level -------------------------------------------------------------------------------- */
@@ -389,6 +221,8 @@ bool tok_make_adds_bos(const char *pre)
     const struct cutting *c = find_cutting(pre);
     return c != NULL && c->bos;
 }
+
+static void append(json_t *array, json_t *v) { json_array_append_new(array, v); }
 
 static json_t *byte_level(bool regex)
 {
@@ -430,9 +264,9 @@ int tok_make_bytelevel(const struct vocab *v, const char *pre, char **ret, struc
     struct tok_map map = { 0 };
     struct tok_str *str = NULL;
     json_t *vocab = NULL, *added = NULL, *merges = json_array();
-    int rc = check_pieces(v, &map, &str, err);
+    int rc = tok_make_check(v, &map, &str, err);
     if (rc == ERR_OK)
-        rc = make_vocab(v, false, &vocab, &added, err);
+        rc = tok_make_vocab(v, false, &vocab, &added, err);
     if (rc == ERR_OK)
         rc = copy_merges(v, merges, err);
     free(map.slot);
@@ -448,16 +282,16 @@ int tok_make_bytelevel(const struct vocab *v, const char *pre, char **ret, struc
                               "dropout", "unk_token", "continuing_subword_prefix",
                               "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
                               "ignore_merges", c->whole_words, "vocab", vocab, "merges", merges);
-    return make_text(v, added, normalizer, bytelevel_pre(c), byte_level(true), model, ret, err);
+    return tok_make_text(v, added, normalizer, bytelevel_pre(c), byte_level(true), model, ret, err);
 }
 
 int tok_make_config(const struct vocab *v, char **ret, struct err *err)
 {
     json_t *o = json_object();
     if (v->bos >= 0)
-        json_object_set_new(o, "bos_token", text_of(&v->pieces[v->bos]));
+        json_object_set_new(o, "bos_token", tok_make_text_of(&v->pieces[v->bos]));
     if (v->eos >= 0)
-        json_object_set_new(o, "eos_token", text_of(&v->pieces[v->eos]));
+        json_object_set_new(o, "eos_token", tok_make_text_of(&v->pieces[v->eos]));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     if (text == NULL)

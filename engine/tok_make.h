@@ -1,8 +1,8 @@
 /* tok_make.h - a tokenizer.json for vocabularies that come without one: of a GGUF file, or of a
  * SentencePiece tokenizer.model.
  *
- * The text is what transformers' converters would write for the same vocabulary, so that
- * engine/tokenizer.h is the only place that knows how text becomes tokens. */
+ * The text is what transformers' converters would write for the same vocabulary (tok_make_spm.c says
+ * where not), so that engine/tokenizer.h is the only place that knows how text becomes tokens. */
 #ifndef ENGINE_TOK_MAKE_H
 #define ENGINE_TOK_MAKE_H
 
@@ -37,6 +37,9 @@ struct vocab {
     int bos, eos, unk;          /* -1: none */
     bool add_bos, add_eos;      /* around every text */
     /* SentencePiece */
+    bool unigram;               /* scores decide among spellings; else they order merges (BPE) */
+    const void *charsmap;       /* what the normaliser does to characters first; NULL: nothing */
+    size_t charsmap_len;
     bool prefix_space;          /* a text begins with one more space */
     bool prefix_once;           /* only at its very beginning, not after added tokens */
     bool squeeze_spaces;        /* runs of spaces become one, none is left at the ends */
@@ -46,8 +49,8 @@ struct vocab {
 
 enum { PIECE_MAX_BYTES = 512 };
 
-/* SentencePiece's BPE.  Merges are every pair of pieces whose concatenation is a piece, ordered by
- * that one's score.  free() the text. */
+/* SentencePiece's BPE and Unigram (tok_make_spm.c).  Merges of BPE are every pair of pieces whose
+ * concatenation is a piece, ordered by that one's score.  free() the text. */
 int tok_make_spm(const struct vocab *v, char **ret, struct err *err);
 /* Byte-level BPE; `pre` names the way in which text is cut into words, as GGUF does. */
 int tok_make_bytelevel(const struct vocab *v, const char *pre, char **ret, struct err *err);

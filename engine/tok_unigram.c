@@ -10,6 +10,7 @@
  * Neighbouring unknowns are one. */
 #include "engine/tokenizer_int.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -89,6 +90,8 @@ int tok_unigram_prepare(struct tokenizer *t, struct err *err)
         const struct tok_str *e = &t->str[id];
         if (e->s == NULL || tok_map_get(&t->vocab, e->s, e->len) != id)
             continue; /* an added token, or a later one has the same text */
+        if (isnan(t->score[id]))
+            continue;
         by[n++] = (struct tok_needle){ e->s, e->len, id };
         bytes += e->len;
     }
@@ -115,10 +118,12 @@ static int room(struct tok_call *c, size_t n)
     return ERR_OK;
 }
 
-static void offer(struct tok_best *b, double score, int id, size_t from)
+/* SentencePiece compares sums of two numbers in double and keeps them in fp32. */
+static void offer(const struct tokenizer *t, struct tok_best *b, double score, int id, size_t from)
 {
     if (b->id < 0 || score > b->score)
-        *b = (struct tok_best){ score, id, (uint32_t)from };
+        *b = (struct tok_best){ t->sentencepiece ? (double)(float)score : score, id,
+                                (uint32_t)from };
 }
 
 /* All tokens that begin at s[at]; is one of them just the character there, of n bytes? */
@@ -132,7 +137,7 @@ static bool offer_tokens(struct tok_call *c, const char *s, size_t len, size_t a
     for (size_t end = at + 1; node != 0; end++) {
         int id = trie->node[node].id;
         if (id >= 0) {
-            offer(&c->best[end], t->score[id] + before, id, at);
+            offer(t, &c->best[end], t->score[id] + before, id, at);
             single = single || end - at == n;
         }
         if (end == len)
@@ -155,12 +160,14 @@ static int best_path(struct tok_call *c, const char *s, size_t len)
         if (!offer_tokens(c, s, len, at, n)) {
             struct tok_best *b = &c->best[at + n];
             double score = t->unk_score + c->best[at].score;
+            if (t->sentencepiece)
+                score = (double)(float)score; /* this one is added in fp32 */
             if (!t->has_unk && (b->id < 0 || score > b->score))
                 return err_set(c->err, ERR_INVALID,
                                "the text has a character that the tokenizer lacks, and it has no "
                                "unknown token");
             if (t->has_unk)
-                offer(b, score, t->unk, at);
+                offer(t, b, score, t->unk, at);
         }
         at += n;
     }
@@ -183,7 +190,8 @@ static void reverse(struct tok_best *best, size_t len)
 static int push_unknown(struct tok_call *c, const char *s, size_t len)
 {
     const struct tokenizer *t = c->t;
-    int rc = ERR_OK, id = len <= t->max_token ? tok_map_get(&t->vocab, s, len) : -1;
+    const bool look = !t->sentencepiece && len <= t->max_token;
+    int rc = ERR_OK, id = look ? tok_map_get(&t->vocab, s, len) : -1;
     if (id >= 0 || !t->byte_fallback || !tok_bytes_known(t, s, len))
         return tok_push_id(c, id >= 0 ? id : t->unk);
     for (size_t i = 0; rc == ERR_OK && i < len; i++)

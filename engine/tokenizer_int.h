@@ -84,6 +84,7 @@ struct tok_norm {
     bool compose, compat; /* UNICODE: NFC, NFKC, NFD, NFKD */
     bool left, right;     /* STRIP */
     bool only_mn;         /* STRIP_ACCENTS: nonspacing marks only */
+    bool longest;         /* CHARSMAP: the longest entry at each place, as SentencePiece itself does */
     uint32_t *trie;       /* CHARSMAP: [ntrie], values are places in `text` */
     size_t ntrie;
 };
@@ -229,7 +230,8 @@ struct tokenizer {
     size_t max_token;       /* bytes of the longest token of the model */
 
     /* Unigram */
-    double *score;    /* by id */
+    bool sentencepiece; /* sums are fp32; an unknown text is never looked up as a whole */
+    double *score;    /* by id; NAN: no text is spelled with it */
     double unk_score; /* of a character that no token covers */
     struct tok_trie trie;
 

@@ -158,6 +158,33 @@ static void the_demo_imports_from_its_model_alone_and_reads_texts_the_same(void 
     support_remove(dir);
 }
 
+/* Sums in fp32, the longest entry of the map, spaces squeezed: all as SentencePiece itself
+ * (make_spm_cases.py made the model and asked). */
+static void a_unigram_model_spells_as_sentencepiece_does(void **state)
+{
+    (void)state;
+    size_t len, i;
+    char *model = read_file("tests/data/spm_unigram.model", &len);
+    char *json = json_of(model, len, "{\"add_bos_token\": false}");
+    struct tokenizer *t = load(json);
+    json_t *cases = json_load_file("tests/data/spm_cases.json", JSON_ALLOW_NUL, NULL), *c;
+    assert_true(json_array_size(cases) > 200);
+    json_array_foreach(cases, i, c) {
+        const json_t *text = json_array_get(c, 0), *want = json_array_get(c, 1);
+        struct tok_ids got = encode(t, json_string_value(text), json_string_length(text), true);
+        bool same = got.n == json_array_size(want);
+        for (size_t k = 0; same && k < got.n; k++)
+            same = got.ids[k] == json_integer_value(json_array_get(want, k));
+        if (!same)
+            fail_msg("case %zu, \"%s\", has other ids", i, json_string_value(text));
+        free(got.ids);
+    }
+    json_decref(cases);
+    tokenizer_free(t);
+    free(json);
+    free(model);
+}
+
 /* --- a model made by hand ---------------------------------------------------------------------------- */
 static void put(struct buf *b, const void *data, size_t n) { assert_int_equal(buf_add(b, data, n), 0); }
 
@@ -257,6 +284,25 @@ static void the_best_score_merges_first_and_bytes_stand_in(void **state)
     tokenizer_free(t);
 }
 
+static void the_best_sum_of_scores_spells_and_nothing_else_does(void **state)
+{
+    (void)state;
+    struct tokenizer *t = made(&(struct settings){ .kind = 1, .prefix = true }, NULL);
+    check_ids(t, "ab", (const int32_t[]){ 1, 9 }, 2);
+    check_ids(t, "aab", (const int32_t[]){ 1, 8, 7 }, 3);
+    check_ids(t, "a?", (const int32_t[]){ 1, 8, 3 }, 3);      /* the byte */
+    check_ids(t, "a!!", (const int32_t[]){ 1, 8, 0 }, 3);     /* unknown, together */
+    check_ids(t, "a<user>b", (const int32_t[]){ 1, 8, 10, 4, 6 }, 5);
+    /* names of bytes and of control pieces are no spelling of a text */
+    check_ids(t, "a<0x3F>", (const int32_t[]){ 1, 8, 0 }, 3);
+    struct tok_ids got = { 0 };
+    assert_int_equal(tokenizer_encode(t, "<s>", 3, false, false, 0, &got, NULL), ERR_OK);
+    for (size_t i = 0; i < got.n; i++)
+        assert_true(got.ids[i] == 4 || got.ids[i] == 0);
+    free(got.ids);
+    tokenizer_free(t);
+}
+
 static void spaces_are_treated_as_the_model_says(void **state)
 {
     (void)state;
@@ -265,6 +311,8 @@ static void spaces_are_treated_as_the_model_says(void **state)
     tokenizer_free(t);
     t = made(&(struct settings){ .kind = 2, .prefix = true, .squeeze = true }, NULL);
     check_ids(t, "  a   ab ", (const int32_t[]){ 1, 8, 9 }, 3);
+    check_ids(t, "a \n ab \n", (const int32_t[]){ 1, 8, 4, 0, 9, 4, 0 }, 7); /* ends of lines are no ends */
+    check_ids(t, "a\xe2\x96\x81 ", (const int32_t[]){ 1, 8 }, 2);             /* marks at the end go, too */
     tokenizer_free(t);
 }
 
@@ -297,9 +345,8 @@ static void what_is_not_understood_is_refused_by_name(void **state)
         struct settings s;
         const char *config, *added, *says;
     } cases[] = {
-        { { .kind = 1 }, NULL, NULL, "Unigram" },
+        { { .kind = 4 }, NULL, NULL, "character model" },
         { { .kind = 3 }, NULL, NULL, "word model" },
-        { { .kind = 2, .charsmap = "x" }, NULL, NULL, "precompiled_charsmap" },
         { { .kind = 2, .last = "ab" }, NULL, NULL, "piece 11, \"ab\", is there twice" },
         { { .kind = 2, .last = "\xff" }, NULL, NULL, "piece 11 is not UTF-8" },
         { { .kind = 2, .last = "" }, NULL, NULL, "piece 11 is empty" },
@@ -352,17 +399,57 @@ static void damaged_models_end_in_a_sentence(void **state)
     buf_free(&b);
 }
 
+/* The same for a Unigram model with its map, whose damage only the tokenizer finds. */
+static void a_damaged_map_or_score_ends_in_a_sentence(void **state)
+{
+    (void)state;
+    size_t len;
+    char *model = read_file("tests/data/spm_unigram.model", &len);
+    uint64_t seed = 7;
+    int good = 0, bad = 0;
+    for (int i = 0; i < 150; i++) {
+        struct err err = { 0 };
+        char *json = NULL, *copy = malloc(len);
+        struct tokenizer *t = NULL;
+        memcpy(copy, model, len);
+        for (int k = 0; k < 4; k++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            copy[(seed >> 33) % len] = (char)(seed >> 20);
+        }
+        int rc = spm_tokenizer(copy, len, NULL, NULL, &json, &err);
+        if (rc == ERR_OK)
+            rc = tokenizer_load(json, strlen(json), &t, &err);
+        assert_true(rc == ERR_OK || err.msg[0] != '\0');
+        if (rc == ERR_OK) {
+            struct tok_ids ids = { 0 };
+            rc = tokenizer_encode(t, "na\xc3\xafve e\xcc\x81 \xef\xac\x81", 14, true, true, 0, &ids, &err);
+            assert_true(rc == ERR_OK || err.msg[0] != '\0');
+            free(ids.ids);
+        }
+        good += rc == ERR_OK;
+        bad += rc != ERR_OK;
+        tokenizer_free(t);
+        free(json);
+        free(copy);
+    }
+    assert_true(good > 0 && bad > 0);
+    free(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(llama2s_merges_are_those_of_its_tokenizer_json),
         cmocka_unit_test(llama2_gives_the_ids_of_its_tokenizer_json_in_every_case),
         cmocka_unit_test(the_demo_imports_from_its_model_alone_and_reads_texts_the_same),
+        cmocka_unit_test(a_unigram_model_spells_as_sentencepiece_does),
         cmocka_unit_test(the_best_score_merges_first_and_bytes_stand_in),
+        cmocka_unit_test(the_best_sum_of_scores_spells_and_nothing_else_does),
         cmocka_unit_test(spaces_are_treated_as_the_model_says),
         cmocka_unit_test(the_config_beside_it_is_used),
         cmocka_unit_test(what_is_not_understood_is_refused_by_name),
         cmocka_unit_test(damaged_models_end_in_a_sentence),
+        cmocka_unit_test(a_damaged_map_or_score_ends_in_a_sentence),
     };
     return cmocka_run_group_tests_name("sentencepiece", tests, NULL, NULL);
 }
