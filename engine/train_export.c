@@ -12,7 +12,7 @@
 struct part {
     char name[320];
     const float *from;
-    int rows, cols;       /* as stored; cols 0: a vector */
+    int rows, cols;       /* as stored; cols -1: a vector */
     const uint8_t *keep;  /* of the rows, or with by_col of the columns; NULL: all */
     bool by_col;
 };
@@ -57,7 +57,7 @@ static void list_parts(const struct train *t, const uint8_t *mask, struct parts 
         if (adalora)
             add(p, path, ".lora_E", m->E, m->r, 1, keep, false);
         if (m->m != NULL)
-            add(p, path, ".lora_magnitude_vector", m->m, m->out, 0, NULL, false);
+            add(p, path, ".lora_magnitude_vector", m->m, m->out, -1, NULL, false);
     }
 }
 
@@ -69,7 +69,7 @@ static void kept_shape(const struct part *p, int *rows, int *cols)
 
 static int put_values(const struct part *p, enum dtype dtype, struct buf *ret)
 {
-    const int cols = p->cols > 0 ? p->cols : 1;
+    const int cols = p->cols >= 0 ? p->cols : 1;
     int rc = ERR_OK;
     for (int r = 0; r < p->rows && rc == ERR_OK; r++) {
         if (!p->by_col && p->keep != NULL && !p->keep[r])
@@ -94,12 +94,12 @@ static int put_header(const struct parts *p, enum dtype dtype, struct buf *ret)
     for (size_t i = 0; rc == ERR_OK && i < p->n; i++) {
         int rows, cols;
         kept_shape(&p->all[i], &rows, &cols);
-        const size_t n = (size_t)rows * (p->all[i].cols > 0 ? (size_t)cols : 1) *
+        const size_t n = (size_t)rows * (cols >= 0 ? (size_t)cols : 1) *
                          dtype_size(dtype);
         rc = buf_printf(&text, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", i > 0 ? "," : "",
                         p->all[i].name, dtype == DT_F32 ? "F32" : "BF16");
         if (rc == ERR_OK)
-            rc = p->all[i].cols > 0 ? buf_printf(&text, "%d,%d", rows, cols)
+            rc = cols >= 0 ? buf_printf(&text, "%d,%d", rows, cols)
                                     : buf_printf(&text, "%d", rows);
         if (rc == ERR_OK)
             rc = buf_printf(&text, "],\"data_offsets\":[%zu,%zu]}", at, at + n);
