@@ -2,6 +2,7 @@
 #include "store/store_int.h"
 
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "engine/util.h"
@@ -10,7 +11,9 @@
 static int adapter_id(struct store *st, int64_t tenant, const char *name, int64_t *ret,
                       struct err *err)
 {
-    struct sql q = sql_open(st, "SELECT id FROM adapter WHERE tenant_id = ? AND name = ?", err);
+    struct sql q = sql_open(st,
+                            "SELECT id FROM adapter WHERE tenant_id = ? AND name = ?"
+                            " AND job_id IS NULL", err);
     sql_int(&q, tenant);
     sql_text(&q, name);
     *ret = sql_step(&q) == 1 ? sql_col_int(&q, 0) : 0;
@@ -36,18 +39,18 @@ static int set_live(struct store *st, int64_t adapter, int version, struct err *
 }
 
 /* --- put ----------------------------------------------------------------------------------- */
-struct put {
-    int64_t tenant;
-    const char *name;
-    const struct adapter_src *src;
-    const struct store_put_opts *o;
-    uint8_t base_hash[32];
-    int64_t adapter, version_id;
-    int version;
-};
+/* The hidden adapter of p->job; 0 if it has none yet. */
+static int hidden_id(struct store *st, struct version_put *p, struct err *err)
+{
+    struct sql q = sql_open(st, "SELECT id FROM adapter WHERE tenant_id = ? AND job_id = ?", err);
+    sql_int(&q, p->tenant);
+    sql_int(&q, p->job);
+    p->adapter = sql_step(&q) == 1 ? sql_col_int(&q, 0) : 0;
+    return sql_close(&q);
+}
 
 /* The same content for the same base; version_id 0 if there is none. */
-static int put_find_same(struct store *st, struct put *p, struct err *err)
+static int put_find_same(struct store *st, struct version_put *p, struct err *err)
 {
     struct sql q = sql_open(st,
                             "SELECT id, number FROM version"
@@ -62,21 +65,26 @@ static int put_find_same(struct store *st, struct put *p, struct err *err)
     return sql_close(&q);
 }
 
-static int put_adapter(struct store *st, struct put *p, struct err *err)
+static int put_adapter(struct store *st, struct version_put *p, struct err *err)
 {
-    struct sql q = sql_open(st, "INSERT INTO adapter (tenant_id, name, created_ms) VALUES (?, ?, ?)",
-                            err);
+    struct sql q = sql_open(st,
+                            "INSERT INTO adapter (tenant_id, name, created_ms, job_id)"
+                            " VALUES (?, ?, ?, ?)", err);
     sql_int(&q, p->tenant);
     sql_text(&q, p->name);
     sql_int(&q, now_unix_ms());
+    sql_int_or_null(&q, p->checkpoint > 0 ? p->job : 0);
     int rc = sql_run(&q);
     p->adapter = sqlite3_last_insert_rowid(st->db);
     return rc;
 }
 
 /* Take the next number of this name, which goes on counting when the adapter is deleted. */
-static int put_number(struct store *st, struct put *p, struct err *err)
+static int put_number(struct store *st, struct version_put *p, struct err *err)
 {
+    p->version = p->checkpoint;
+    if (p->checkpoint > 0)
+        return ERR_OK;
     struct sql q = sql_open(st,
                             "INSERT INTO adapter_number (tenant_id, name, next) VALUES (?, ?, 2)"
                             " ON CONFLICT DO UPDATE SET next = next + 1 RETURNING next - 1", err);
@@ -88,6 +96,25 @@ static int put_number(struct store *st, struct put *p, struct err *err)
         rc = err_set(err, ERR_CONFLICT, "adapter %s has no version numbers left", p->name);
     p->version = (int)n;
     return rc;
+}
+
+/* Where it comes from and how good it is. */
+static void bind_training(struct sql *q, const struct version_put *p)
+{
+    const struct store_quality *u = p->quality;
+    sql_int_or_null(q, p->parent);
+    sql_int_or_null(q, p->job);
+    if (p->data_hash != NULL)
+        sql_blob(q, p->data_hash, 32);
+    else
+        sql_null(q);
+    sql_real(q, u != NULL ? u->train_loss : NAN);
+    sql_real(q, u != NULL ? u->eval_loss : NAN);
+    sql_real(q, u != NULL ? u->eval_loss_base : NAN);
+    if (u != NULL && u->eval_tokens >= 0)
+        sql_int(q, u->eval_tokens);
+    else
+        sql_null(q);
 }
 
 static void bind_schedule(struct sql *q, const struct adapter_src *a)
@@ -108,16 +135,18 @@ static void bind_schedule(struct sql *q, const struct adapter_src *a)
     sql_real(q, a->orth_reg_weight);
 }
 
-static int put_version(struct store *st, struct put *p, struct err *err)
+static int put_version(struct store *st, struct version_put *p, struct err *err)
 {
     const struct adapter_src *a = p->src;
     struct sql q = sql_open(st,
                             "INSERT INTO version (tenant_id, adapter_id, number, method, rank_min,"
                             " rank_max, alpha, params, bytes, modules, hash, base_hash,"
                             " base_claimed, base_name, config, origin, created_ms, init_r, target_r,"
-                            " tinit, tfinal, delta_t, total_step, beta1, beta2, orth_reg_weight)"
+                            " tinit, tfinal, delta_t, total_step, beta1, beta2, orth_reg_weight,"
+                            " parent_id, job_id, data_hash, train_loss, eval_loss, eval_loss_base,"
+                            " eval_tokens)"
                             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
-                            " ?, ?, ?, ?, ?, ?, ?, ?, ?)", err);
+                            " ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", err);
     sql_int(&q, p->tenant);
     sql_int(&q, p->adapter);
     sql_int(&q, p->version);
@@ -136,13 +165,14 @@ static int put_version(struct store *st, struct put *p, struct err *err)
     sql_text(&q, p->o->origin);
     sql_int(&q, now_unix_ms());
     bind_schedule(&q, a);
+    bind_training(&q, p);
     int rc = sql_run(&q);
     p->version_id = sqlite3_last_insert_rowid(st->db);
     return rc;
 }
 
 /* Everything of a new version but which one is live. */
-static int put_new(struct store *st, struct put *p, struct err *err)
+static int put_new(struct store *st, struct version_put *p, struct err *err)
 {
     int rc = p->adapter == 0 ? put_adapter(st, p, err) : ERR_OK;
     if (rc == ERR_OK)
@@ -151,19 +181,19 @@ static int put_new(struct store *st, struct put *p, struct err *err)
         rc = put_version(st, p, err);
     if (rc == ERR_OK)
         rc = tensors_put(st, p->tenant, p->version_id, p->src, err);
-    if (rc == ERR_OK)
+    if (rc == ERR_OK && p->checkpoint == 0)
         rc = store_audit(st, p->tenant, "adapter.put", err, "%s@%d", p->name, p->version);
     return rc;
 }
 
-/* Inside the transaction. */
-static int put_all(struct store *st, struct put *p, struct store_version *ret, bool *ret_new,
-                   struct err *err)
+int version_put(struct store *st, struct version_put *p, struct store_version *ret, bool *ret_new,
+                struct err *err)
 {
     struct store_tenant t;
     int rc = store_tenant_get(st, p->tenant, &t, err);
     if (rc == ERR_OK)
-        rc = adapter_id(st, p->tenant, p->name, &p->adapter, err);
+        rc = p->checkpoint > 0 ? hidden_id(st, p, err)
+                               : adapter_id(st, p->tenant, p->name, &p->adapter, err);
     if (rc == ERR_OK && p->adapter != 0)
         rc = put_find_same(st, p, err);
     const bool is_new = p->version_id == 0;
@@ -181,15 +211,10 @@ static int put_all(struct store *st, struct put *p, struct store_version *ret, b
     return rc;
 }
 
-int store_adapter_put(struct store *st, int64_t tenant, const char *name,
-                      const struct adapter_src *src, const struct store_put_opts *o,
-                      struct store_version *ret, bool *ret_new, struct err *err)
+int version_put_check(struct version_put *p, struct err *err)
 {
-    struct put p = { .tenant = tenant, .name = name, .src = src, .o = o };
-    int rc = store_name_check("an adapter", name, err);
-    if (rc != ERR_OK)
-        return rc;
-    if (o->base_hash_hex == NULL || !hex32_parse(o->base_hash_hex, p.base_hash))
+    const struct adapter_src *src = p->src;
+    if (p->o->base_hash_hex == NULL || !hex32_parse(p->o->base_hash_hex, p->base_hash))
         return err_set(err, ERR_INTERNAL, "an adapter needs the hash of its base");
     if (src->config != NULL && memchr(src->config, '\0', src->config_len) != NULL)
         return err_set(err, ERR_INVALID, "adapter_config.json has a zero byte");
@@ -198,13 +223,24 @@ int store_adapter_put(struct store *st, int64_t tenant, const char *name,
     adapter_src_hash(src, hash);
     if (memcmp(hash, src->hash, sizeof hash) != 0)
         return err_set(err, ERR_INTERNAL, "the content of adapter %s is not what its hash says",
-                       name);
+                       p->name);
+    return ERR_OK;
+}
 
+int store_adapter_put(struct store *st, int64_t tenant, const char *name,
+                      const struct adapter_src *src, const struct store_put_opts *o,
+                      struct store_version *ret, bool *ret_new, struct err *err)
+{
+    struct version_put p = { .tenant = tenant, .name = name, .src = src, .o = o };
     struct store_version v = { .id = 0 };
     bool is_new = false;
-    rc = store_begin(st, err);
+    int rc = store_name_check("an adapter", name, err);
     if (rc == ERR_OK)
-        rc = store_end(st, put_all(st, &p, &v, &is_new, err), err);
+        rc = version_put_check(&p, err);
+    if (rc == ERR_OK)
+        rc = store_begin(st, err);
+    if (rc == ERR_OK)
+        rc = store_end(st, version_put(st, &p, &v, &is_new, err), err);
     if (rc != ERR_OK) {
         store_version_free(&v);
         return rc;
@@ -219,7 +255,8 @@ int store_adapter_list(struct store *st, int64_t tenant, const char *after, int 
                        struct store_version **ret, size_t *ret_n, struct err *err)
 {
     struct sql q = sql_open(st, SELECT_VERSION
-                            "WHERE a.tenant_id = ? AND a.name > ? AND v.number = coalesce(a.live,"
+                            "WHERE a.tenant_id = ? AND a.name > ? AND a.job_id IS NULL"
+                            " AND v.number = coalesce(a.live,"
                             " (SELECT max(w.number) FROM version w WHERE w.adapter_id = a.id))"
                             " ORDER BY a.name LIMIT ?", err);
     sql_int(&q, tenant);
@@ -230,7 +267,9 @@ int store_adapter_list(struct store *st, int64_t tenant, const char *after, int 
 
 int store_adapter_count(struct store *st, int64_t tenant, int64_t *ret, struct err *err)
 {
-    struct sql q = sql_open(st, "SELECT count(*) FROM adapter WHERE ?1 = 0 OR tenant_id = ?1", err);
+    struct sql q = sql_open(st,
+                            "SELECT count(*) FROM adapter WHERE (?1 = 0 OR tenant_id = ?1)"
+                            " AND job_id IS NULL", err);
     sql_int(&q, tenant);
     int64_t n = sql_step(&q) == 1 ? sql_col_int(&q, 0) : 0;
     int rc = sql_close(&q);

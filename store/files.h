@@ -8,7 +8,6 @@
 
 #include "store/store.h"
 
-enum { STORE_ID_MAX = 31 };      /* characters of "file-..." and "ftjob-..." */
 enum { STORE_FILE_NAME_MAX = 255 };
 
 struct store_file {
@@ -28,7 +27,8 @@ int store_file_add(struct store *st, int64_t tenant, const char *name, const cha
  * ended needs it. */
 int store_file_get(struct store *st, int64_t tenant, const char *ref, struct store_file *ret,
                    struct err *err);
-/* Newest first, or oldest first.  purpose NULL: all.  `after`: a file's ref, or NULL; limit 0: all; free() *ret. */
+/* Newest first, or oldest first.  purpose NULL: all; `after`: a file's ref, or NULL; limit 0: all.
+ * free() *ret. */
 int store_file_list(struct store *st, int64_t tenant, const char *purpose, const char *after,
                     int limit, bool oldest_first, struct store_file **ret, size_t *ret_n,
                     struct err *err);

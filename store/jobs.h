@@ -15,6 +15,8 @@
  * one moment.  What a resumed run computes again (steps after its last checkpoint) is written again
  * under the same step and changes nothing.
  *
+ * Every change of status writes an event by itself.
+ *
  * A full disk is ERR_UNAVAILABLE with nothing written: the runner can pause and try again.
  *
  * The adapter of a checkpoint is a version of a hidden adapter of the job ("ftjob-...:ckpt"), its
@@ -74,7 +76,7 @@ void store_jobs_free(struct store_job *j, size_t n);
 /* "ft:BASE:TENANT:NAME:JOB", with ":ckpt-step-N" if step >= 0; free() it; NULL: out of memory. */
 char *store_job_model_name(const struct store_job *j, int64_t step);
 
-/* --- the API's side (jobs.c) ---------------------------------------------------------------- */
+/* --- the API's side (jobs.c, job_wish.c) ------------------------------------------------------- */
 struct store_job_new {
     const char *model, *base_name, *base_hash_hex;
     const char *name;                /* NULL: "ft-" and the job's own id */
@@ -84,6 +86,7 @@ struct store_job_new {
     const char *params, *method, *hyperparameters, *metadata;
     bool activate;
     const char *activate_if;
+    const char *eval_file;           /* the file that activate_if names, or NULL */
     const char *idempotency_key;     /* NULL: none */
     uint8_t request_hash[32];        /* of the request, when there is a key */
     int max_active;                  /* so many of the tenant's jobs may be under way, more is

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,6 +75,14 @@ void sql_null(struct sql *q)
         q->rc = sqlite3_bind_null(q->stmt, q->next++);
 }
 
+void sql_int_or_null(struct sql *q, int64_t v)
+{
+    if (v == 0)
+        sql_null(q);
+    else
+        sql_int(q, v);
+}
+
 void sql_text(struct sql *q, const char *v)
 {
     if (v == NULL)
@@ -118,6 +127,11 @@ void sql_reset(struct sql *q)
 int64_t sql_col_int(struct sql *q, int i) { return sqlite3_column_int64(q->stmt, i); }
 
 double sql_col_real(struct sql *q, int i) { return sqlite3_column_double(q->stmt, i); }
+
+double sql_col_nan(struct sql *q, int i)
+{
+    return sqlite3_column_type(q->stmt, i) == SQLITE_NULL ? NAN : sql_col_real(q, i);
+}
 
 const char *sql_col_text(struct sql *q, int i)
 {

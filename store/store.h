@@ -34,6 +34,7 @@ int store_data_version(struct store *st, int64_t *ret, struct err *err);
 int store_check(struct store *st, struct err *err);
 
 enum { STORE_NAME_MAX = 64 };
+enum { STORE_ID_MAX = 31 };      /* characters of "file-..." and "ftjob-..." */
 /* [a-z0-9][a-z0-9._-]{0,63}; ERR_INVALID says so. */
 int store_name_check(const char *what, const char *name, struct err *err);
 
@@ -52,7 +53,8 @@ int store_tenant_find(struct store *st, const char *name, int64_t *ret_id, struc
 int store_tenant_get(struct store *st, int64_t id, struct store_tenant *ret, struct err *err);
 /* free() it. */
 int store_tenant_list(struct store *st, struct store_tenant **ret, size_t *ret_n, struct err *err);
-/* Only when it has no adapters, and never `default`; its keys are gone with it. */
+/* Only when it has no adapters and no job that has not ended, and never `default`; its keys, files
+ * and ended jobs are gone with it. */
 int store_tenant_remove(struct store *st, const char *name, struct err *err);
 
 /* A key is "lorad_" and 43 characters of base64url (256 random bits).  Only a keyed hash
@@ -97,8 +99,15 @@ struct store_version {
     char base_hash_hex[65];          /* the base it is bound to */
     bool base_claimed;               /* bound by the uploader's word only */
     char *base_name;                 /* what its config claims, or NULL */
-    char origin[16];                 /* "upload", "train" */
+    char origin[16];                 /* "upload", "train", "checkpoint" */
     int64_t created_ms;
+    /* of trained ones: "support@3" that it was trained on from, the job ("" if deleted), the sha256
+     * of the file; NULL, "" or NAN where there is none */
+    char *parent;
+    char job[STORE_ID_MAX + 1];
+    char data_hash_hex[65];
+    double train_loss, eval_loss, eval_loss_base; /* mean nll per token */
+    int64_t eval_tokens;             /* -1: not measured */
 };
 void store_version_free(struct store_version *v);
 void store_versions_free(struct store_version *v, size_t n);
@@ -116,8 +125,8 @@ int store_adapter_put(struct store *st, int64_t tenant, const char *name,
                       const struct adapter_src *src, const struct store_put_opts *o,
                       struct store_version *ret, bool *ret_new, struct err *err);
 /* `ref` is NAME or NAME@V (live version without V), or OWNER/NAME[@V] where OWNER is the tenant
- * itself (sharing between tenants comes with the rights to do so).  ERR_NOT_FOUND with slug
- * "model_not_found". */
+ * itself (sharing between tenants comes with the rights to do so), or what a training job made:
+ * ft:BASE:TENANT:NAME:JOB[:ckpt-step-N] (jobs.h).  ERR_NOT_FOUND with slug "model_not_found". */
 int store_version_find(struct store *st, int64_t tenant, const char *ref,
                        struct store_version *ret, struct err *err);
 /* Live versions of the tenant's adapters, by name; `after` (a name or NULL) and `limit` (0: all)

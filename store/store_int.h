@@ -2,6 +2,8 @@
 #ifndef STORE_STORE_INT_H
 #define STORE_STORE_INT_H
 
+#include "store/files.h"
+#include "store/jobs.h"
 #include "store/store.h"
 
 #include <sqlite3.h>
@@ -29,6 +31,8 @@ struct sql sql_open(struct store *st, const char *text, struct err *err);
 void sql_int(struct sql *q, int64_t v);
 void sql_real(struct sql *q, double v);
 void sql_null(struct sql *q);
+/* NULL when v is 0. */
+void sql_int_or_null(struct sql *q, int64_t v);
 /* Borrowed until sql_close() or sql_reset(); NULL is SQL's NULL. */
 void sql_text(struct sql *q, const char *v);
 void sql_text_n(struct sql *q, const char *v, size_t len);
@@ -40,6 +44,8 @@ int sql_step(struct sql *q);
 void sql_reset(struct sql *q);
 int64_t sql_col_int(struct sql *q, int i);
 double sql_col_real(struct sql *q, int i);
+/* NAN for SQL's NULL (which is also what binding NAN gives). */
+double sql_col_nan(struct sql *q, int i);
 /* Valid until the next step; NULL for SQL's NULL. */
 const char *sql_col_text(struct sql *q, int i);
 const void *sql_col_blob(struct sql *q, int i, size_t *ret_len);
@@ -71,6 +77,76 @@ int store_audit(struct store *st, int64_t tenant, const char *action, struct err
  * business (the pages are used again anyway). */
 void store_shrink(struct store *st);
 
+/* --- adapters (adapters.c) ------------------------------------------------------------------ */
+/* What becomes a version. */
+struct version_put {
+    int64_t tenant;
+    const char *name;
+    const struct adapter_src *src;
+    const struct store_put_opts *o;
+    uint8_t base_hash[32];
+    /* of a training job; 0 and NULL: an upload */
+    int64_t job, parent;
+    const uint8_t *data_hash;
+    const struct store_quality *quality;
+    int checkpoint;   /* > 0: into the job's hidden adapter under this number */
+    /* results */
+    int64_t adapter, version_id;
+    int version;
+};
+/* Name, base hash, config and content hash are sound; fills base_hash. */
+int version_put_check(struct version_put *p, struct err *err);
+/* The version, inside the caller's transaction: store_adapter_put() says what it does. */
+int version_put(struct store *st, struct version_put *p, struct store_version *ret, bool *ret_new,
+                struct err *err);
+
+/* --- chunks (chunks.c): content that is written over several transactions ----------------------- */
+enum { CHUNKS_PER_COMMIT = 4 };
+/* `sql` is INSERT of (tenant_id, owner, [gen,] chunk, data); gen -1: it has none. */
+struct chunk_dest {
+    const char *sql;
+    int64_t tenant, owner, gen;
+};
+int chunks_put(struct store *st, const struct chunk_dest *d, const void *data, size_t len,
+               struct err *err);
+/* q gives (chunk, data) in order; closes it.  ERR_DB with `what` if the rows are not `bytes` bytes
+ * with this hash. */
+int chunks_get(struct sql *q, const char *what, int64_t bytes, const uint8_t hash[32],
+               int (*sink)(void *ud, const void *data, size_t len, struct err *err), void *ud);
+
+/* "file-" or "ftjob-" and 16 random characters. */
+void ref_make(const char *prefix, char ret[STORE_ID_MAX + 1]);
+
+/* --- jobs (jobs.c) -------------------------------------------------------------------------------- */
+/* What job_row() reads; add WHERE or ORDER.  Aliases: j job, t tenant. */
+#define SELECT_JOB                                                                               \
+    "SELECT j.id, j.tenant_id, j.ref, t.name, j.status, j.wanted, j.model, j.base_name,"         \
+    " j.base_hash, j.adapter_name, j.from_version_id, j.from_ref, j.training_file,"              \
+    " j.validation_file, j.data_hash, j.seed, j.params, j.method, j.hyperparameters, j.metadata," \
+    " j.activate, j.activate_if, j.created_ms, j.started_ms, j.finished_ms, j.step, j.steps,"    \
+    " j.trained_tokens, j.seconds_per_step, j.error_code, j.error_message, j.error_param,"       \
+    " j.pause_reason, j.result_version_id, j.result_number, j.claim, coalesce(j.state_step, -1)" \
+    " FROM job j JOIN tenant t ON t.id = j.tenant_id "
+/* The one row of q, or ERR_NOT_FOUND without a sentence; closes q. */
+int job_one(struct sql *q, struct store_job *ret);
+int job_by_id(struct store *st, int64_t id, struct store_job *ret, struct err *err);
+/* One event, inside the caller's transaction. */
+int job_event(struct store *st, int64_t tenant, int64_t job, const struct store_event_new *e,
+              struct err *err);
+/* A sentence of level info or another. */
+int job_say(struct store *st, const struct store_job *j, enum job_level level, struct err *err,
+            const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+/* Another status, with `wanted` back to what it is at rest, inside the caller's transaction. */
+int job_set_status(struct store *st, int64_t job, enum job_status s, struct err *err);
+/* The state's bytes and what a job that has ended needs no more. */
+int job_drop_state(struct store *st, int64_t job, struct err *err);
+/* --- job_run.c */
+/* ERR_CONFLICT "claim_lost" unless it is claimed under this number. */
+int job_claimed(struct store *st, int64_t job, int64_t claim, struct store_job *ret,
+                struct err *err);
+int job_report(struct store *st, const struct store_job *j, const struct store_report *r,
+               struct err *err);
+
 /* --- migrations (migrate.c) ----------------------------------------------------------------- */
 struct migration {
     int version;
@@ -85,7 +161,10 @@ int store_migrate_with(struct store *st, const struct migration *m, int n, struc
 #define SELECT_VERSION                                                                           \
     "SELECT v.id, v.adapter_id, v.tenant_id, a.name, t.name, v.number, a.live IS v.number,"      \
     " v.method, v.rank_min, v.rank_max, v.alpha, v.params, v.bytes, v.modules, v.hash,"          \
-    " v.base_hash, v.base_claimed, v.base_name, v.origin, v.created_ms"                          \
+    " v.base_hash, v.base_claimed, v.base_name, v.origin, v.created_ms,"                         \
+    " (SELECT pa.name || '@' || p.number FROM version p JOIN adapter pa ON pa.id = p.adapter_id" \
+    " WHERE p.id = v.parent_id), (SELECT vj.ref FROM job vj WHERE vj.id = v.job_id),"            \
+    " v.data_hash, v.train_loss, v.eval_loss, v.eval_loss_base, v.eval_tokens"                   \
     " FROM version v JOIN adapter a ON a.id = v.adapter_id JOIN tenant t ON t.id = v.tenant_id "
 
 void version_row(struct sql *q, struct store_version *ret);

@@ -7,7 +7,7 @@
 
 #define SELECT_TENANT                                                                            \
     "SELECT t.id, t.name, t.created_ms,"                                                         \
-    " (SELECT count(*) FROM adapter a WHERE a.tenant_id = t.id),"                                \
+    " (SELECT count(*) FROM adapter a WHERE a.tenant_id = t.id AND a.job_id IS NULL),"           \
     " (SELECT count(*) FROM access_key k WHERE k.tenant_id = t.id AND k.revoked_ms = 0)"         \
     " FROM tenant t "
 
@@ -98,6 +98,28 @@ int store_tenant_list(struct store *st, struct store_tenant **ret, size_t *ret_n
     return ERR_OK;
 }
 
+/* Jobs that have ended, with their checkpoints, and files go with the tenant. */
+static int remove_jobs(struct store *st, int64_t id, const char *name, struct err *err)
+{
+    struct sql q = sql_open(st,
+                            "SELECT count(*) FROM job WHERE tenant_id = ? AND status IN ('queued',"
+                            " 'validating_files', 'running', 'paused')", err);
+    sql_int(&q, id);
+    const int64_t n = sql_step(&q) == 1 ? sql_col_int(&q, 0) : 0;
+    int rc = sql_close(&q);
+    if (rc == ERR_OK && n > 0)
+        rc = err_set(err, ERR_CONFLICT, "tenant %s still has %lld fine-tuning job%s that %s not"
+                     " ended", name, (long long)n, n == 1 ? "" : "s", n == 1 ? "has" : "have");
+    static const char *const all[] = { "DELETE FROM job WHERE tenant_id = ?",
+                                       "DELETE FROM file WHERE tenant_id = ?" };
+    for (int i = 0; i < 2 && rc == ERR_OK; i++) {
+        q = sql_open(st, all[i], err);
+        sql_int(&q, id);
+        rc = sql_run(&q);
+    }
+    return rc;
+}
+
 /* Inside the caller's transaction. */
 static int remove_row(struct store *st, const char *name, struct err *err)
 {
@@ -113,6 +135,9 @@ static int remove_row(struct store *st, const char *name, struct err *err)
     if (t.nadapters > 0)
         return err_set(err, ERR_CONFLICT, "tenant %s still has %lld adapter%s", name,
                        (long long)t.nadapters, t.nadapters == 1 ? "" : "s");
+    rc = remove_jobs(st, id, name, err);
+    if (rc != ERR_OK)
+        return rc;
     struct sql q = sql_open(st, "DELETE FROM tenant WHERE id = ?", err);
     sql_int(&q, id);
     rc = sql_run(&q);

@@ -11,7 +11,8 @@ void store_version_free(struct store_version *v)
     if (v == NULL)
         return;
     free(v->base_name);
-    v->base_name = NULL;
+    free(v->parent);
+    v->base_name = v->parent = NULL;
 }
 
 void store_versions_free(struct store_version *v, size_t n)
@@ -62,6 +63,16 @@ void version_row(struct sql *q, struct store_version *ret)
     hex32(base, ret->base_hash_hex);
     ret->base_name = sql_col_dup(q, 17);
     sql_col_copy(q, 18, ret->origin, sizeof ret->origin);
+    ret->parent = sql_col_dup(q, 20);
+    sql_col_copy(q, 21, ret->job, sizeof ret->job);
+    if (sqlite3_column_type(q->stmt, 22) != SQLITE_NULL) {
+        col_hash(q, 22, base);
+        hex32(base, ret->data_hash_hex);
+    }
+    ret->train_loss = sql_col_nan(q, 23);
+    ret->eval_loss = sql_col_nan(q, 24);
+    ret->eval_loss_base = sql_col_nan(q, 25);
+    ret->eval_tokens = sqlite3_column_type(q->stmt, 26) == SQLITE_NULL ? -1 : sql_col_int(q, 26);
 }
 
 int version_rows(struct sql *q, struct store_version **ret, size_t *ret_n)
@@ -158,6 +169,74 @@ static bool ref_parse(const char *text, struct ref *ret)
     return *p == '\0' && v <= INT_MAX;
 }
 
+/* Cut what follows the last ':' off `text`; NULL if there is none. */
+static char *cut_last(char *text)
+{
+    char *colon = strrchr(text, ':');
+    if (colon == NULL)
+        return NULL;
+    *colon = '\0';
+    return colon + 1;
+}
+
+/* ft:BASE:TENANT:NAME:JOB[:ckpt-step-N], from the right, because a base may have any name. */
+struct trained_ref {
+    char *own;                      /* what the others point into */
+    const char *base, *tenant, *name, *job;
+    int64_t step;                   /* -1: what the job made */
+};
+
+static bool trained_parse(const char *text, struct trained_ref *r)
+{
+    static const char step[] = "ckpt-step-";
+    *r = (struct trained_ref){ .step = -1, .own = strdup(text) };
+    if (r->own == NULL)
+        return false;
+    r->job = cut_last(r->own);
+    if (r->job != NULL && strncmp(r->job, step, sizeof step - 1) == 0) {
+        const char *n = r->job + sizeof step - 1;
+        const size_t len = strlen(n);
+        if (len == 0 || len > 15 || strspn(n, "0123456789") != len || (n[0] == '0' && len > 1))
+            return false;
+        r->step = strtoll(n, NULL, 10);
+        r->job = cut_last(r->own);
+    }
+    r->name = r->job != NULL ? cut_last(r->own) : NULL;
+    r->tenant = r->name != NULL ? cut_last(r->own) : NULL;
+    r->base = r->tenant != NULL ? r->own + 3 : NULL;
+    return r->base != NULL && strlen(r->own) > 3;
+}
+
+/* ERR_NOT_FOUND without a sentence if there is none. */
+static int find_trained(struct store *st, int64_t tenant, const char *text,
+                        struct store_version *ret, struct err *err)
+{
+    struct trained_ref r;
+    if (!trained_parse(text, &r)) {
+        const bool nomem = r.own == NULL;
+        free(r.own);
+        return nomem ? err_nomem(err) : ERR_NOT_FOUND;
+    }
+    struct sql q = r.step < 0 ?
+        sql_open(st, SELECT_VERSION "JOIN job j ON j.result_version_id = v.id"
+                 " WHERE j.tenant_id = ? AND j.ref = 'ftjob-' || ? AND j.base_name = ?"
+                 " AND j.adapter_name = ? AND t.name = ?", err) :
+        sql_open(st, SELECT_VERSION "JOIN job_checkpoint c ON c.version_id = v.id"
+                 " JOIN job j ON j.id = c.job_id"
+                 " WHERE j.tenant_id = ? AND j.ref = 'ftjob-' || ? AND j.base_name = ?"
+                 " AND j.adapter_name = ? AND t.name = ? AND c.step = ?", err);
+    sql_int(&q, tenant);
+    sql_text(&q, r.job);
+    sql_text(&q, r.base);
+    sql_text(&q, r.name);
+    sql_text(&q, r.tenant);
+    if (r.step >= 0)
+        sql_int(&q, r.step);
+    int rc = version_one(&q, ret);
+    free(r.own);
+    return rc;
+}
+
 static int no_model(const char *ref, struct err *err)
 {
     return err_set_slug(err, ERR_NOT_FOUND, "model_not_found", "model",
@@ -188,6 +267,10 @@ int store_version_find(struct store *st, int64_t tenant, const char *ref,
                        struct store_version *ret, struct err *err)
 {
     struct ref r;
+    if (strncmp(ref, "ft:", 3) == 0) {
+        int found = find_trained(st, tenant, ref, ret, err);
+        return found == ERR_NOT_FOUND ? no_model(ref, err) : found;
+    }
     if (!ref_parse(ref, &r))
         return no_model(ref, err);
     struct sql q = sql_open(st, SELECT_VERSION
@@ -210,7 +293,7 @@ int store_version_list(struct store *st, int64_t tenant, const char *name,
                        struct store_version **ret, size_t *ret_n, struct err *err)
 {
     struct sql q = sql_open(st, SELECT_VERSION "WHERE a.tenant_id = ? AND a.name = ?"
-                            " ORDER BY v.number", err);
+                            " AND a.job_id IS NULL ORDER BY v.number", err);
     sql_int(&q, tenant);
     sql_text(&q, name);
     struct store_version *list;

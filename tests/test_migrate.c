@@ -84,7 +84,38 @@ static char *schema_of(struct store *st)
 }
 
 /* --- released schemas ---------------------------------------------------------------------- */
-/* What every fixture holds: two tenants, a key, a LoRA with two versions, an AdaLoRA. */
+/* A file, and a job with a checkpoint that made a version. */
+static void fill_jobs(struct store *st, int64_t tenant)
+{
+    struct store_file file;
+    struct store_job j, run;
+    struct store_version v;
+    bool is_new;
+    ok(store_file_add(st, tenant, "data.jsonl", "fine-tune", "{}\n", 3, 0, &file, &err));
+    const struct store_job_new w = {
+        .model = "base", .base_name = "base", .base_hash_hex = support_base_1, .name = "trained",
+        .training_file = file.ref, .seed = 1, .params = "{}", .method = "{}",
+        .hyperparameters = "{}", .metadata = "{\"k\":\"v\"}", .activate = true,
+    };
+    ok(store_job_create(st, tenant, &w, &j, &is_new, &err));
+    ok(store_job_claim(st, support_base_1, "fixture", &run, &err));
+    ok(store_job_started(st, run.id, run.claim, 2, &err));
+    const struct store_metric m = { .step = 1, .loss = 2.5 };
+    const struct store_rank k = { 1, 0, MOD_Q, 2 };
+    const struct store_report r = { .step = 1, .trained_tokens = 9, .metrics = &m, .nmetrics = 1,
+                                    .ranks = &k, .nranks = 1 };
+    struct adapter_src *a = support_adapter(4, 1, 2, 8);
+    const struct store_checkpoint_new c = { .step = 1, .state = "s", .state_len = 1, .adapter = a };
+    ok(store_job_checkpoint(st, run.id, run.claim, &r, &c, &err));
+    ok(store_job_succeed(st, run.id, run.claim, NULL, a, NULL, true, &v, &err));
+    store_version_free(&v);
+    adapter_src_free(a);
+    store_job_free(&j);
+    store_job_free(&run);
+}
+
+/* What every fixture holds: two tenants, a key, a LoRA with two versions, an AdaLoRA; and since
+ * there are jobs, one. */
 static void fill(struct store *st)
 {
     int64_t acme, id;
@@ -103,9 +134,33 @@ static void fill(struct store *st)
         store_version_free(&v);
         adapter_src_free(a[i]);
     }
+    fill_jobs(st, acme);
 }
 
-static void check_filled(struct store *st)
+enum { FIRST_WITH_JOBS = 3 };
+
+static void check_jobs(struct store *st, int64_t tenant)
+{
+    struct store_version v;
+    struct store_job *j;
+    size_t n;
+    ok(store_job_list(st, tenant, NULL, 0, NULL, 0, &j, &n, &err));
+    assert_int_equal(n, 1);
+    assert_int_equal(j[0].status, JOB_SUCCEEDED);
+    char *name = store_job_model_name(&j[0], 1);
+    ok(store_version_find(st, tenant, name, &v, &err));
+    store_version_free(&v);
+    ok(store_version_find(st, tenant, "trained", &v, &err));
+    assert_string_equal(v.job, j[0].ref);
+    store_version_free(&v);
+    free(name);
+    store_jobs_free(j, n);
+    assert_int_equal(number(st, "SELECT count(*) FROM v_job_metric WHERE loss = 2.5"), 1);
+    assert_int_equal(number(st, "SELECT count(*) FROM v_job_rank WHERE rank = 2"), 1);
+    assert_int_equal(number(st, "SELECT count(*) FROM v_file WHERE bytes = 3"), 1);
+}
+
+static void check_filled(struct store *st, int schema)
 {
     struct store_version v;
     struct adapter_src *a, *want;
@@ -123,10 +178,14 @@ static void check_filled(struct store *st)
     adapter_src_free(a);
     store_version_free(&v);
     assert_int_equal(number(st, "SELECT count(*) FROM v_key WHERE label = 'laptop'"), 1);
-    assert_int_equal(number(st, "SELECT count(*) FROM v_audit WHERE action = 'adapter.put'"), 3);
+    const bool jobs = schema >= FIRST_WITH_JOBS;
+    assert_int_equal(number(st, "SELECT count(*) FROM v_audit WHERE action = 'adapter.put'"),
+                     jobs ? 4 : 3);
+    if (jobs)
+        check_jobs(st, acme);
 }
 
-static void upgrade_released(struct fixture *f, const char *path)
+static void upgrade_released(struct fixture *f, const char *path, int schema)
 {
     char *dump;
     size_t len;
@@ -136,7 +195,7 @@ static void upgrade_released(struct fixture *f, const char *path)
     raw(f->db, dump);
     free(dump);
     ok(store_open(f->db, &st, &err));
-    check_filled(st);
+    check_filled(st, schema);
     assert_int_equal(number(st, "SELECT count(*) FROM pragma_foreign_key_check"), 0);
     ok(store_open(":memory:", &fresh, &err));
     char *got = schema_of(st), *want = schema_of(fresh);
@@ -161,7 +220,7 @@ static void every_released_schema_ends_as_a_new_file_begins(void **state)
         snprintf(path, sizeof path, "tests/data/schema_%04d.sql", i);
         if (!file_exists(path))
             fail_msg("%s is missing: every released schema has a fixture", path);
-        upgrade_released(*state, path);
+        upgrade_released(*state, path, i);
     }
 }
 
