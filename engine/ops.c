@@ -201,12 +201,33 @@ static void scale_n(float c, int n, float *y)
         y[i] *= c;
 }
 
+static float softmax_row(int n, float *s)
+{
+    float max = s[0], lane[16] = { 0 };
+    for (int i = 1; i < n; i++)
+        max = s[i] > max ? s[i] : max;
+    for (int i = 0; i < n; i++) {
+        s[i] = exp1(s[i] - max);
+        lane[i % 16] += s[i];
+    }
+    return dot_tree(lane);
+}
+
+static void softmax_grad(float c, float dot, int n, float *p, float *d)
+{
+    for (int i = 0; i < n; i++) {
+        p[i] *= c;
+        d[i] = p[i] * (d[i] - dot);
+    }
+}
+
 const struct ops ops_scalar = {
     .rmsnorm = rmsnorm, .rope = rope,     .silu_mul = silu_mul, .add = add,
     .exp = exp_n,       .to_f16 = to_f16, .scores = scores,     .softmax = softmax,
     .values = values,   .scale = scale_n,
     .layernorm = layernorm, .rope_pairs = rope_pairs, .gelu_tanh = gelu_tanh,
     .gelu_erf = gelu_erf,   .softcap = softcap,
+    .softmax_row = softmax_row, .softmax_grad = softmax_grad,
 };
 
 const struct ops *ops_for(enum isa isa)

@@ -66,6 +66,12 @@ struct ops {
                    float *const *out);
     /* y *= c */
     void (*scale)(float c, int n, float *y);
+
+    /* --- leaves of attention for training (train_attn.c), on a whole row of scores; n >= 1 ---
+     * s becomes exp(s - max(s)); returns the sum. */
+    float (*softmax_row)(int n, float *s);
+    /* p *= c, then d = p * (d - dot). */
+    void (*softmax_grad)(float c, float dot, int n, float *p, float *d);
 };
 
 const struct ops *ops_for(enum isa isa);

@@ -387,11 +387,43 @@ AVX2 static void scale_n(float c, int n, float *y)
         store(y + i, n - i, _mm256_mul_ps(load(y + i, n - i), _mm256_set1_ps(c)));
 }
 
+AVX2 static float softmax_row(int n, float *s)
+{
+    const __m256 none = _mm256_set1_ps(-INFINITY);
+    __m256 top = none, sum[2] = { _mm256_setzero_ps(), _mm256_setzero_ps() };
+    for (int i = 0; i < n; i += 8) {
+        __m256 seen = _mm256_castsi256_ps(first(n - i));
+        top = _mm256_max_ps(_mm256_blendv_ps(none, load(s + i, n - i), seen), top);
+    }
+    float lane[8], max = -INFINITY;
+    _mm256_storeu_ps(lane, top);
+    for (int i = 0; i < 8; i++)
+        max = lane[i] > max ? lane[i] : max;
+    for (int i = 0; i < n; i += 8) {
+        __m256 e = exp8(_mm256_sub_ps(load(s + i, n - i), _mm256_set1_ps(max)));
+        e = _mm256_and_ps(e, _mm256_castsi256_ps(first(n - i)));
+        sum[i / 8 % 2] = _mm256_add_ps(sum[i / 8 % 2], e);
+        store(s + i, n - i, e);
+    }
+    return tree(sum[0], sum[1]);
+}
+
+AVX2 static void softmax_grad(float c, float dot, int n, float *p, float *d)
+{
+    for (int i = 0; i < n; i += 8) {
+        __m256 v = _mm256_mul_ps(load(p + i, n - i), _mm256_set1_ps(c));
+        __m256 g = _mm256_sub_ps(load(d + i, n - i), _mm256_set1_ps(dot));
+        store(p + i, n - i, v);
+        store(d + i, n - i, _mm256_mul_ps(v, g));
+    }
+}
+
 const struct ops ops_avx2 = {
     .rmsnorm = rmsnorm, .rope = rope,     .silu_mul = silu_mul, .add = add,
     .exp = exp_n,       .to_f16 = to_f16, .scores = scores,     .softmax = softmax,
     .values = values,   .scale = scale_n,
     .layernorm = layernorm, .rope_pairs = rope_pairs, .gelu_tanh = gelu_tanh,
     .gelu_erf = gelu_erf,   .softcap = softcap,
+    .softmax_row = softmax_row, .softmax_grad = softmax_grad,
 };
 #endif

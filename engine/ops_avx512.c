@@ -385,11 +385,38 @@ AVX512 static void scale_n(float c, int n, float *y)
     }
 }
 
+AVX512 static float softmax_row(int n, float *s)
+{
+    __m512 top = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16)
+        top = _mm512_mask_max_ps(top, tail(n - i), _mm512_maskz_loadu_ps(tail(n - i), s + i), top);
+    const __m512 max = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 e = exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, s + i), max));
+        sum = _mm512_mask_add_ps(sum, m, sum, e);
+        _mm512_mask_storeu_ps(s + i, m, e);
+    }
+    return tree(sum);
+}
+
+AVX512 static void softmax_grad(float c, float dot, int n, float *p, float *d)
+{
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 m = tail(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, p + i), _mm512_set1_ps(c));
+        __m512 g = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, d + i), _mm512_set1_ps(dot));
+        _mm512_mask_storeu_ps(p + i, m, v);
+        _mm512_mask_storeu_ps(d + i, m, _mm512_mul_ps(v, g));
+    }
+}
+
 const struct ops ops_avx512 = {
     .rmsnorm = rmsnorm, .rope = rope,     .silu_mul = silu_mul, .add = add,
     .exp = exp_n,       .to_f16 = to_f16, .scores = scores,     .softmax = softmax,
     .values = values,   .scale = scale_n,
     .layernorm = layernorm, .rope_pairs = rope_pairs, .gelu_tanh = gelu_tanh,
     .gelu_erf = gelu_erf,   .softcap = softcap,
+    .softmax_row = softmax_row, .softmax_grad = softmax_grad,
 };
 #endif

@@ -146,42 +146,6 @@ static void unstack_rows(const struct block *b, const float *y, const struct tra
             memcpy(row_at(x, b->begin + b->row + i, b->g * b->heads + h), y, hd * sizeof *y);
 }
 
-static float row_max(const float *x, int n)
-{
-    float lane[LANES], max = x[0];
-    for (int l = 0; l < LANES; l++)
-        lane[l] = max;
-    int i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            lane[l] = x[i + l] > lane[l] ? x[i + l] : lane[l];
-    for (; i < n; i++)
-        max = x[i] > max ? x[i] : max;
-    for (int l = 0; l < LANES; l++)
-        max = lane[l] > max ? lane[l] : max;
-    return max;
-}
-
-/* x = exp(x - max); returns the sum. */
-static float row_exp(const struct ops *ops, float *x, int n)
-{
-    const float max = row_max(x, n);
-    float lane[LANES] = { 0 };
-    int i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            x[i + l] -= max;
-    for (; i < n; i++)
-        x[i] -= max;
-    ops->exp(x, n, x);
-    for (i = 0; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            lane[l] += x[i + l];
-    for (int l = 0; i + l < n; l++)
-        lane[l] += x[i + l];
-    return dot_tree(lane);
-}
-
 /* Keys that row r of the stack sees: [*lo, *hi) of the block's keys. */
 static int visible(const struct block *b, int r, int *ret_hi)
 {
@@ -214,7 +178,7 @@ static void softmax_row(const struct block *b, int r, float *capped)
         for (int j = lo; j < hi; j++)
             s[j] += slope * (float)(j + 1 - hi);
     }
-    b->w.stat[r] = 1.0f / row_exp(b->j->ops, s + lo, hi - lo);
+    b->w.stat[r] = 1.0f / b->j->ops->softmax_row(hi - lo, s + lo);
     memset(s, 0, (size_t)lo * sizeof *s);
     memset(s + hi, 0, (size_t)(b->n - hi) * sizeof *s);
 }
@@ -246,22 +210,11 @@ static void grad_row(const struct block *b, int r)
     const size_t h = (size_t)(b->g * b->heads + r % b->heads);
     const float *o = j->o + (row * (size_t)a->H + h) * hd;
     const float dot = j->dot->dot_f32(o, b->w.o + (size_t)r * hd, hd), inv = b->w.stat[r];
-    int i = 0;
-    for (; i + LANES <= b->n; i += LANES) {
-        for (int l = 0; l < LANES; l++) {
-            const float p = s[i + l] * inv;
-            s[i + l] = p;
-            ds[i + l] = p * (ds[i + l] - dot);
-        }
-    }
-    for (; i < b->n; i++) {
-        s[i] *= inv;
-        ds[i] = s[i] * (ds[i] - dot);
-    }
+    j->ops->softmax_grad(inv, dot, b->n, s, ds);
     if (a->softcap <= 0)
         return;
     int hi, lo = visible(b, r, &hi);
-    for (i = lo; i < hi; i++) {
+    for (int i = lo; i < hi; i++) {
         const float t = b->w.capped[i] / a->softcap;
         ds[i] *= 1.0f - t * t;
     }

@@ -256,6 +256,18 @@ static void check_against_scalar(const struct ops *v)
         ops_scalar.scale(0.3f, n, a);
         v->scale(0.3f, n, b);
         assert_memory_equal(a, b, bytes);
+        memcpy(a, x, bytes);
+        memcpy(b, x, bytes);
+        assert_true(ops_scalar.softmax_row(n, a) == v->softmax_row(n, b));
+        assert_memory_equal(a, b, bytes);
+        float *d = random_floats((size_t)n, 1), *e = malloc(bytes);
+        memcpy(e, d, bytes);
+        ops_scalar.softmax_grad(0.7f, 0.3f, n, a, d);
+        v->softmax_grad(0.7f, 0.3f, n, b, e);
+        assert_memory_equal(a, b, bytes);
+        assert_memory_equal(d, e, bytes);
+        free(d);
+        free(e);
         for (int i = 0; i < n; i++)
             x[i] *= 1.4f; /* past both ends, and subnormal results */
         ops_scalar.exp(x, n, a);
