@@ -4,7 +4,12 @@
  * row i * heads + h of its matrices is head h of row i.  So one product serves all heads, and few
  * rows make a block, which keeps what is computed above the diagonal small.
  *     S = scale Q K^T, P = softmax(S), O = P V
- *     dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dO O)), dQ = scale dS K, dK = scale dS^T Q */
+ *     dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dO O)), dQ = scale dS K, dK = scale dS^T Q
+ *
+ * A piece is an example and a key/value head.  Where there are fewer than PIECES of them, each is
+ * cut into parts, runs of rows that cost about the same.  The last part adds to dK and dV
+ * themselves, the others to sums of their own, which follow in order: so the cut, and with it every
+ * bit, comes from the shapes and not from the number of threads. */
 #include "engine/train_attn.h"
 
 #include "engine/blas.h"
@@ -16,7 +21,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { LANES = 16, STACK = 128, MIN_ROWS = 16, MAX_ROWS = 64, LEVELS = 32 };
+enum { LANES = 16, STACK = 128, MIN_ROWS = 16, MAX_ROWS = 64, LEVELS = 32, PIECES = 16 };
 
 static int imin(int a, int b) { return a < b ? a : b; }
 static int imax(int a, int b) { return a > b ? a : b; }
@@ -35,17 +40,26 @@ struct work {
     float *stat;        /* [stack]: 1 / sum of exponentials */
 };
 
+static size_t padded(size_t n) { return (n + LANES - 1) / LANES * LANES; }
+
 static size_t work_floats(int max_segment, int heads, int hd)
 {
     const size_t stack = (size_t)block_rows(heads) * (size_t)heads;
     const size_t ld = (size_t)scores_ld(max_segment);
     const size_t n = 2 * stack * ld + ld + 3 * stack * (size_t)hd + stack;
-    return (n + LANES - 1) / LANES * LANES;
+    return padded(n);
+}
+
+/* dK and dV of a part that is not the last. */
+static size_t sums_floats(int max_segment, int hd)
+{
+    return padded(2 * (size_t)max_segment * (size_t)hd);
 }
 
 size_t train_attn_scratch(int max_segment, int H, int G, int hd, int threads)
 {
-    return work_floats(max_segment, H / G, hd) * (size_t)threads + LANES;
+    return work_floats(max_segment, H / G, hd) * (size_t)threads +
+           sums_floats(max_segment, hd) * PIECES + LANES;
 }
 
 struct job {
@@ -57,7 +71,8 @@ struct job {
     struct train_heads dq, dk, dv;
     float *scratch;         /* on a cache line */
     size_t per_thread;      /* floats */
-    int max_segment;
+    float *sums;
+    int max_segment, parts;
     int first[LEVELS + 1];  /* costliest first: pieces of level l begin here */
 };
 
@@ -69,6 +84,8 @@ struct block {
     int row, rows;  /* within the example */
     int lo, n;      /* keys [lo, lo + n) */
     int heads, stack, ld;
+    float *dk, *dv; /* of the example's first key */
+    int ld_dk, ld_dv;
 };
 
 /* --- order of the pieces ------------------------------------------------------------------------- */
@@ -131,19 +148,26 @@ static float *row_at(const struct train_heads *x, int row, int h)
 /* The block's rows of x (H heads, as in struct train_heads), stacked into y. */
 static void stack_rows(const struct block *b, const float *x, int ld, int step, float *y)
 {
-    const size_t hd = (size_t)b->j->a->hd;
-    x += (size_t)(b->begin + b->row) * (size_t)ld + (size_t)(b->g * b->heads) * (size_t)step;
-    for (int i = 0; i < b->rows; i++, x += ld)
-        for (int h = 0; h < b->heads; h++, y += hd)
-            memcpy(y, x + (size_t)h * (size_t)step, hd * sizeof *y);
+    const size_t hd = (size_t)b->j->a->hd, heads = (size_t)b->heads;
+    x += (size_t)(b->begin + b->row) * (size_t)ld + (size_t)b->g * heads * (size_t)step;
+    for (int i = 0; i < b->rows; i++, x += ld, y += heads * hd)
+        if ((size_t)step == hd)
+            memcpy(y, x, heads * hd * sizeof *y);
+        else
+            for (size_t h = 0; h < heads; h++)
+                memcpy(y + h * hd, x + h * (size_t)step, hd * sizeof *y);
 }
 
-static void unstack_rows(const struct block *b, const float *y, const struct train_heads *x)
+static void unstack_rows(const struct block *b, const float *x, const struct train_heads *to)
 {
-    const size_t hd = (size_t)b->j->a->hd;
-    for (int i = 0; i < b->rows; i++)
-        for (int h = 0; h < b->heads; h++, y += hd)
-            memcpy(row_at(x, b->begin + b->row + i, b->g * b->heads + h), y, hd * sizeof *y);
+    const size_t hd = (size_t)b->j->a->hd, heads = (size_t)b->heads;
+    float *y = row_at(to, b->begin + b->row, b->g * b->heads);
+    for (int i = 0; i < b->rows; i++, x += heads * hd, y += to->ld)
+        if ((size_t)to->step == hd)
+            memcpy(y, x, heads * hd * sizeof *y);
+        else
+            for (size_t h = 0; h < heads; h++)
+                memcpy(y + h * (size_t)to->step, x + h * hd, hd * sizeof *y);
 }
 
 /* Keys that row r of the stack sees: [*lo, *hi) of the block's keys. */
@@ -162,16 +186,15 @@ static void scores(const struct block *b)
 }
 
 /* Row r of the scores becomes exp(score - max), 0 where it sees nothing; 1 / sum into stat.  What
- * softcap made of the scores is kept in `capped` if that is not NULL. */
-static void softmax_row(const struct block *b, int r, float *capped)
+ * softcap made of the scores is kept for grad_row(). */
+static void softmax_row(const struct block *b, int r)
 {
     const struct train_attn *a = b->j->a;
     float *s = b->w.s + (size_t)r * (size_t)b->ld;
     int hi, lo = visible(b, r, &hi);
     if (a->softcap > 0) {
         b->j->ops->softcap(a->softcap, hi - lo, s + lo);
-        if (capped != NULL)
-            memcpy(capped + lo, s + lo, (size_t)(hi - lo) * sizeof *s);
+        memcpy(b->w.capped + lo, s + lo, (size_t)(hi - lo) * sizeof *s);
     }
     if (a->slopes != NULL) {
         const float slope = a->slopes[b->g * b->heads + r % b->heads];
@@ -190,7 +213,7 @@ static void block_forward(const struct block *b)
     stack_rows(b, a->q.p, a->q.ld, a->q.step, b->w.q);
     scores(b);
     for (int r = 0; r < b->stack; r++)
-        softmax_row(b, r, NULL);
+        softmax_row(b, r);
     blas_gemm(false, false, b->stack, a->hd, b->n, 1, b->w.s, b->ld,
               row_at(&a->v, b->begin + b->lo, b->g), a->v.ld, 0, b->w.t, a->hd);
     for (int r = 0; r < b->stack; r++)
@@ -205,10 +228,9 @@ static void grad_row(const struct block *b, int r)
     const struct train_attn *a = j->a;
     const size_t hd = (size_t)a->hd, at = (size_t)r * (size_t)b->ld;
     float *s = b->w.s + at, *ds = b->w.ds + at;
-    softmax_row(b, r, b->w.capped);
-    const size_t row = (size_t)(b->begin + b->row + r / b->heads);
-    const size_t h = (size_t)(b->g * b->heads + r % b->heads);
-    const float *o = j->o + (row * (size_t)a->H + h) * hd;
+    softmax_row(b, r);
+    const int row = b->begin + b->row + r / b->heads, h = b->g * b->heads + r % b->heads;
+    const float *o = j->o + ((size_t)row * (size_t)a->H + (size_t)h) * hd;
     const float dot = j->dot->dot_f32(o, b->w.o + (size_t)r * hd, hd), inv = b->w.stat[r];
     j->ops->softmax_grad(inv, dot, b->n, s, ds);
     if (a->softcap <= 0)
@@ -233,48 +255,123 @@ static void block_backward(const struct block *b)
     for (int r = 0; r < b->stack; r++)
         grad_row(b, r);
     blas_gemm(true, false, b->n, hd, b->stack, 1, b->w.s, b->ld, b->w.o, hd, 1,
-              row_at(&j->dv, first, b->g), j->dv.ld);
+              b->dv + (size_t)b->lo * (size_t)b->ld_dv, b->ld_dv);
     blas_gemm(true, false, b->n, hd, b->stack, a->scale, b->w.ds, b->ld, b->w.q, hd, 1,
-              row_at(&j->dk, first, b->g), j->dk.ld);
+              b->dk + (size_t)b->lo * (size_t)b->ld_dk, b->ld_dk);
     blas_gemm(false, false, b->stack, hd, b->n, a->scale, b->w.ds, b->ld,
               row_at(&a->k, first, b->g), a->k.ld, 0, b->w.t, hd);
     unstack_rows(b, b->w.t, &j->dq);
 }
 
-static void piece_fn(void *arg, int64_t begin, int64_t end, int thread)
+/* --- pieces ------------------------------------------------------------------------------------ */
+/* Rows of an example before part `part`; the cost of a row grows with what it sees. */
+static int part_begin(const struct job *j, int n, int part)
+{
+    if (part == j->parts)
+        return n;
+    return (int)(n * sqrt((double)part / j->parts)) / MAX_ROWS * MAX_ROWS;
+}
+
+/* The first key that rows from `row` on can see. */
+static int first_key(const struct train_attn *a, int row)
+{
+    return a->window > 0 ? imax(0, row + 1 - a->window) : 0;
+}
+
+/* Where dK and dV of a part that is not the last are gathered, [max_segment][hd] each. */
+static float *part_sums(const struct job *j, int64_t piece, int part)
+{
+    const size_t which = (size_t)piece * (size_t)(j->parts - 1) + (size_t)part;
+    return j->sums + which * sums_floats(j->max_segment, j->a->hd);
+}
+
+/* dK and dV of the keys that this part sees begin at 0; the last part takes all that are left. */
+static void grad_begin(struct block *b, int64_t piece, int part, int lo, int n)
+{
+    const struct job *j = b->j;
+    const size_t hd = (size_t)j->a->hd;
+    if (part < j->parts - 1) {
+        b->dk = part_sums(j, piece, part);
+        b->dv = b->dk + (size_t)j->max_segment * hd;
+        b->ld_dk = b->ld_dv = j->a->hd;
+    } else {
+        b->dk = row_at(&j->dk, b->begin, b->g);
+        b->dv = row_at(&j->dv, b->begin, b->g);
+        b->ld_dk = j->dk.ld;
+        b->ld_dv = j->dv.ld;
+        lo = 0;
+    }
+    for (int i = lo; i < n; i++) {
+        memset(b->dk + (size_t)i * (size_t)b->ld_dk, 0, hd * sizeof *b->dk);
+        memset(b->dv + (size_t)i * (size_t)b->ld_dv, 0, hd * sizeof *b->dv);
+    }
+}
+
+static void part_run(const struct job *j, int64_t piece, int part, int thread)
+{
+    const struct train_attn *a = j->a;
+    const struct train_segment *seg = segment(j, (int)(piece / a->G));
+    const int heads = a->H / a->G, step = block_rows(heads);
+    const int begin = part_begin(j, seg->n, part), end = part_begin(j, seg->n, part + 1);
+    struct block b = { .j = j, .w = work_of(j, thread), .begin = seg->begin,
+                       .g = (int)(piece % a->G), .heads = heads, .ld = scores_ld(seg->n) };
+    if (begin == end)
+        return;
+    if (j->out == NULL)
+        grad_begin(&b, piece, part, first_key(a, begin), end);
+    for (b.row = begin; b.row < end; b.row += step) {
+        b.rows = imin(step, end - b.row);
+        b.stack = b.rows * heads;
+        b.lo = first_key(a, b.row);
+        b.n = b.row + b.rows - b.lo;
+        if (j->out != NULL)
+            block_forward(&b);
+        else
+            block_backward(&b);
+    }
+}
+
+static void part_fn(void *arg, int64_t begin, int64_t end, int thread)
+{
+    const struct job *j = arg;
+    for (int64_t n = begin; n < end; n++)
+        part_run(j, n / j->parts, (int)(n % j->parts), thread);
+}
+
+/* dK and dV += what the parts but the last have gathered. */
+static void add_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct job *j = arg;
     const struct train_attn *a = j->a;
-    const int heads = a->H / a->G, step = block_rows(heads);
+    const size_t hd = (size_t)a->hd;
+    (void)thread;
     for (int64_t p = begin; p < end; p++) {
         const struct train_segment *seg = segment(j, (int)(p / a->G));
-        struct block b = { .j = j, .w = work_of(j, thread), .begin = seg->begin,
-                           .g = (int)(p % a->G), .heads = heads, .ld = scores_ld(seg->n) };
-        for (int i = 0; i < seg->n && j->out == NULL; i++) {
-            memset(row_at(&j->dk, seg->begin + i, b.g), 0, (size_t)a->hd * sizeof(float));
-            memset(row_at(&j->dv, seg->begin + i, b.g), 0, (size_t)a->hd * sizeof(float));
-        }
-        for (b.row = 0; b.row < seg->n; b.row += step) {
-            b.rows = imin(step, seg->n - b.row);
-            b.stack = b.rows * heads;
-            b.lo = a->window > 0 ? imax(0, b.row + 1 - a->window) : 0;
-            b.n = b.row + b.rows - b.lo;
-            if (j->out != NULL)
-                block_forward(&b);
-            else
-                block_backward(&b);
+        for (int part = 0; part < j->parts - 1; part++) {
+            const int row = part_begin(j, seg->n, part), stop = part_begin(j, seg->n, part + 1);
+            const float *dk = part_sums(j, p, part), *dv = dk + (size_t)j->max_segment * hd;
+            for (int i = first_key(a, row); i < stop && row < stop; i++) {
+                const int to = seg->begin + i, g = (int)(p % a->G);
+                j->ops->add(dk + (size_t)i * hd, a->hd, row_at(&j->dk, to, g));
+                j->ops->add(dv + (size_t)i * hd, a->hd, row_at(&j->dv, to, g));
+            }
         }
     }
 }
 
 static void run(const struct compute *c, struct job *j, float *scratch)
 {
+    const int64_t pieces = (int64_t)j->a->nsegs * j->a->G;
     j->ops = ops_for(c->isa);
     j->dot = dot_ops(c->isa);
-    j->scratch = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
     order(j);
+    j->parts = pieces > 0 && pieces < PIECES ? PIECES / (int)pieces : 1;
+    j->sums = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    j->scratch = j->sums + sums_floats(j->max_segment, j->a->hd) * PIECES;
     j->per_thread = work_floats(j->max_segment, j->a->H / j->a->G, j->a->hd);
-    pool_run(c->pool, (int64_t)j->a->nsegs * j->a->G, 1, piece_fn, j);
+    pool_run(c->pool, pieces * j->parts, 1, part_fn, j);
+    if (j->out == NULL && j->parts > 1)
+        pool_run(c->pool, pieces, 1, add_fn, j);
 }
 
 void train_attn_forward(const struct compute *c, const struct train_attn *a, float *out,

@@ -4,9 +4,9 @@
  * of queries meet the keys they can see and no others; the memory is a block's scores, not a
  * square of the length.  Backward computes the probabilities once more instead of keeping them.
  *
- * A piece of work is one example and one key/value head, with all query heads that share it:
- * pieces share no sum, so the bits do not depend on the number of threads (compute->pool).  They do
- * depend on the kernels that OpenBLAS has chosen for this CPU.
+ * How work is cut into pieces follows from the shapes alone, so the bits do not depend on the number
+ * of threads (compute->pool).  They do depend on the kernels that OpenBLAS has chosen for this CPU,
+ * and may depend on how many examples share the call.
  *
  * Rows are those of one layer of a micro-batch; one call at a time per scratch. */
 #ifndef ENGINE_TRAIN_ATTN_H
