@@ -2,8 +2,10 @@
  * against perplexities of a real trained model and its trained adapters.
  *
  * Needs the reference folder; without it every test says so and is skipped. */
-#include "server/session.h"
+#include "engine/arch_int.h"
 #include "engine/safetensors.h"
+#include "engine/util.h"
+#include "server/session.h"
 #include "tests/support_model.h"
 
 #include <dirent.h>
@@ -129,9 +131,41 @@ static double compare(struct session *s, const char *dir, const char *kind)
     return worst;
 }
 
+/* --- what is measured, for the tables of docs/models.md ------------------------------------------- */
+enum { WAY_F32, WAY_EXACT, WAY_FAST, DOC_WAYS };
+
+static struct measured {
+    char model[40], family[24];
+    double base[DOC_WAYS], all[DOC_WAYS]; /* all: with adapters; 0: not measured */
+    char adapters[400];                   /* "adalora, dora", by name */
+} measured[24];
+static int nmeasured;
+
+static struct measured *measure(const char *model, const char *family)
+{
+    for (int i = 0; i < nmeasured; i++)
+        if (strcmp(measured[i].model, model) == 0)
+            return &measured[i];
+    assert_true(nmeasured < (int)(sizeof measured / sizeof measured[0]));
+    struct measured *m = &measured[nmeasured++];
+    snprintf(m->model, sizeof m->model, "%s", model);
+    snprintf(m->family, sizeof m->family, "%s", family);
+    snprintf(m->adapters, sizeof m->adapters, "none");
+    return m;
+}
+
+static void note(struct measured *m, int way, bool bare, double d)
+{
+    if (way < 0)
+        return;
+    if (bare)
+        m->base[way] = d;
+    m->all[way] = d > m->all[way] ? d : m->all[way];
+}
+
 /* --- tiny models and their adapters ------------------------------------------------------------- */
-static void check_adapter(struct session *s, const char *dir, const char *name, const char *kind,
-                          double limit)
+static double check_adapter(struct session *s, const char *dir, const char *name, const char *kind,
+                            double limit)
 {
     use_adapter(s, dir);
     double d = compare(s, dir, kind);
@@ -139,23 +173,30 @@ static void check_adapter(struct session *s, const char *dir, const char *name, 
     if (!(d < limit))
         fail_msg("%s: relative error %g is not below %g", dir, d, limit);
     use_adapter(s, NULL);
+    return d;
 }
 
-static int check_adapters(struct session *s, const char *dir, const char *kind, double limit)
+static int check_adapters(struct session *s, const char *dir, const char *kind, double limit,
+                          struct measured *m, int way)
 {
-    DIR *d = opendir(dir);
-    assert_non_null(d);
-    int n = 0;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        char path[512];
-        if (e->d_name[0] == '.')
-            continue;
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        check_adapter(s, path, e->d_name, kind, limit);
-        n++;
+    struct dirent **list;
+    const int n = scandir(dir, &list, NULL, alphasort);
+    int found = 0;
+    assert_true(n >= 0);
+    m->adapters[0] = '\0';
+    for (int i = 0; i < n; i++) {
+        char path[1200];
+        const char *name = list[i]->d_name;
+        if (name[0] != '.') {
+            const size_t used = strlen(m->adapters);
+            snprintf(m->adapters + used, sizeof m->adapters - used, "%s%s", found++ ? ", " : "", name);
+            snprintf(path, sizeof path, "%s/%s", dir, name);
+            note(m, way, false, check_adapter(s, path, name, kind, limit));
+        }
+        free(list[i]);
     }
-    closedir(d);
-    return n;
+    free(list);
+    return found;
 }
 
 /* The reference's own greedy continuation of tokens_1, token by token (its smallest margin between
@@ -202,11 +243,12 @@ static void check_model(const char *model)
         const char *type, *kind;
         enum precision precision;
         double limit;
+        int way; /* column in docs/models.md, -1: none */
     } ways[] = {
-        { "f32", "logits", PREC_EXACT, 1e-3 },
-        { "nf4", "logits_nf4dq", PREC_EXACT, 3e-3 },
-        { "nf4", "logits_nf4dq", PREC_F32, 2e-5 },
-        { "nf4", "logits_nf4dq", PREC_FAST, 5e-2 },
+        { "f32", "logits", PREC_EXACT, 1e-3, WAY_F32 },
+        { "nf4", "logits_nf4dq", PREC_EXACT, 3e-3, WAY_EXACT },
+        { "nf4", "logits_nf4dq", PREC_F32, 2e-5, -1 },
+        { "nf4", "logits_nf4dq", PREC_FAST, 5e-2, WAY_FAST },
     };
     for (size_t w = 0; w < sizeof ways / sizeof ways[0]; w++) {
         struct session s;
@@ -214,13 +256,16 @@ static void check_model(const char *model)
         if (ways[w].precision == PREC_F32)
             s.base->is_f32 = true; /* keys and values in fp32 too: nothing is rounded then */
         double d = compare(&s, dir, ways[w].kind);
+        struct measured *m = measure(model, s.base->arch.family);
+        note(m, ways[w].way, true, d);
         printf("%s %s %s: %.2e\n", model, ways[w].type, precision_name(ways[w].precision), d);
         if (!(d < ways[w].limit))
             fail_msg("%s: relative error %g is not below %g", model, d, ways[w].limit);
         if (ways[w].precision != PREC_FAST) /* which turns over margins of 1e-3 */
             check_greedy(&s, dir, strcmp(ways[w].type, "f32") == 0 ? "greedy_from_tokens_1"
                                                                    : "greedy_nf4dq_from_tokens_1");
-        assert_true(check_adapters(&s, support_shared(relative), ways[w].kind, ways[w].limit) > 0);
+        assert_true(check_adapters(&s, support_shared(relative), ways[w].kind, ways[w].limit, m,
+                                   ways[w].way) > 0);
         session_close(&s);
     }
 }
@@ -263,7 +308,11 @@ static void checkpoints_of_bitsandbytes_give_the_logits_of_their_codes(void **st
         const char *type;
         enum precision precision;
         double limit;
-    } ways[] = { { "nf4", PREC_EXACT, 3e-3 }, { "nf4", PREC_F32, 2e-5 }, { "f32", PREC_EXACT, 1e-3 } };
+        int way;
+    } ways[] = { { "nf4", PREC_EXACT, 3e-3, WAY_EXACT },
+                 { "nf4", PREC_F32, 2e-5, -1 },
+                 { "f32", PREC_EXACT, 1e-3, WAY_F32 },
+                 { "nf4", PREC_FAST, 5e-2, WAY_FAST } };
     for (size_t i = 0; i < 2 * sizeof ways / sizeof ways[0]; i++) {
         char relative[128], dir[512];
         snprintf(relative, sizeof relative, "golden/models/%s", models[i % 2]);
@@ -276,6 +325,7 @@ static void checkpoints_of_bitsandbytes_give_the_logits_of_their_codes(void **st
         if (ways[i / 2].precision == PREC_F32)
             s.base->is_f32 = true;
         double d = compare(&s, dir, "logits_dqf32");
+        note(measure(models[i % 2], s.base->arch.family), ways[i / 2].way, true, d);
         printf("%s %s %s: %.2e\n", models[i % 2], ways[i / 2].type,
                precision_name(ways[i / 2].precision), d);
         if (!(d < ways[i / 2].limit))
@@ -336,6 +386,103 @@ static void tiny_gemma3_and_its_adapters_give_the_reference_logits(void **state)
 {
     (void)state;
     check_model("tiny-gemma3");
+}
+
+/* --- docs/models.md ------------------------------------------------------------------------------------ */
+
+enum { MAX_CELLS = 16 };
+
+/* The cells of the table row that begins with this text, in a copy; fails without one. */
+static char *row_of(const char *doc, const char *start, char *cell[MAX_CELLS], int *ret_n)
+{
+    const char *at = strstr(doc, start);
+    if (at == NULL)
+        fail_msg("docs/models.md has no row \"%s\"", start + 1);
+    char *row = strndup(at + 1, strcspn(at + 1, "\n")), *save = NULL;
+    *ret_n = 0;
+    for (char *c = strtok_r(row, "|", &save); c != NULL && *ret_n < MAX_CELLS; c = strtok_r(NULL, "|", &save)) {
+        c += strspn(c, " ");
+        for (size_t n = strlen(c); n > 0 && c[n - 1] == ' '; n--)
+            c[n - 1] = '\0';
+        cell[(*ret_n)++] = c;
+    }
+    return row;
+}
+
+/* "9.92e-7 (1.35e-6)", the brackets only where `all` is given: within 5 %, for other versions of
+ * libm. */
+static bool says(const char *cell, double base, double all)
+{
+    char *end;
+    const double x = strtod(cell, &end);
+    if (!(fabs(x / base - 1) < 0.05))
+        return false;
+    if (all == 0)
+        return *end == '\0';
+    return strncmp(end, " (", 2) == 0 && fabs(strtod(end + 2, &end) / all - 1) < 0.05;
+}
+
+static void check_row(const char *doc, const struct measured *m)
+{
+    char start[80], *cell[MAX_CELLS];
+    int n;
+    snprintf(start, sizeof start, "\n| `%.39s` |", m->model);
+    char *row = row_of(doc, start, cell, &n);
+    const bool some = strcmp(m->adapters, "none") != 0;
+    assert_int_equal(n, 6);
+    bool good = strncmp(cell[1], m->family, strlen(m->family)) == 0 && strcmp(cell[5], m->adapters) == 0;
+    for (int w = 0; w < DOC_WAYS; w++)
+        good = good && says(cell[2 + w], m->base[w], some ? m->all[w] : 0);
+    if (!good) {
+        print_error("docs/models.md should say\n| `%s` | %s", m->model, m->family);
+        for (int w = 0; w < DOC_WAYS; w++)
+            print_error(some ? " | %.2e (%.2e)" : " | %.2e", m->base[w], m->all[w]);
+        fail_msg(" | %s |", m->adapters);
+    }
+    free(row);
+}
+
+/* The worst of a family's models, adapters included. */
+static void check_family(const char *doc, const char *family)
+{
+    char start[40], *cell[MAX_CELLS];
+    double worst[DOC_WAYS] = { 0 };
+    int n;
+    for (int i = 0; i < nmeasured; i++)
+        for (int w = 0; w < DOC_WAYS && strcmp(measured[i].family, family) == 0; w++)
+            worst[w] = fmax(worst[w], measured[i].all[w]);
+    snprintf(start, sizeof start, "\n| %.24s |", family);
+    char *row = row_of(doc, start, cell, &n);
+    assert_int_equal(n, 8);
+    for (int w = 0; w < DOC_WAYS; w++)
+        if (worst[w] == 0 ? strcmp(cell[2 + w], "-") != 0 : !says(cell[2 + w], worst[w], 0))
+            fail_msg("docs/models.md says %s for column %d of %s, but it is %.2e", cell[2 + w], w, family,
+                     worst[w]);
+    free(row);
+}
+
+/* Every model and every adapter of the reference folder with what was measured above. */
+static void the_document_says_what_was_measured(void **state)
+{
+    (void)state;
+    char *doc;
+    size_t len;
+    const char *dir = support_shared("golden/models");
+    if (dir == NULL || nmeasured == 0)
+        skip();
+    assert_int_equal(file_read("docs/models.md", 1 << 20, &doc, &len, NULL), ERR_OK);
+    DIR *d = opendir(dir);
+    int folders = 0;
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d)) != NULL;)
+        folders += e->d_name[0] != '.';
+    closedir(d);
+    assert_int_equal(nmeasured, folders);
+    for (int i = 0; i < nmeasured; i++)
+        check_row(doc, &measured[i]);
+    for (size_t i = 0; i < arch_nfamilies; i++)
+        check_family(doc, arch_families[i].model_type);
+    free(doc);
 }
 
 /* --- a real model ----------------------------------------------------------------------------------- */
@@ -451,6 +598,7 @@ int main(void)
         cmocka_unit_test(tiny_glm4_and_its_adapters_give_the_reference_logits),
         cmocka_unit_test(tiny_gemma2_and_its_adapters_give_the_reference_logits),
         cmocka_unit_test(tiny_gemma3_and_its_adapters_give_the_reference_logits),
+        cmocka_unit_test(the_document_says_what_was_measured),
         cmocka_unit_test(a_fox_sentence_has_the_perplexity_computed_in_float64),
         cmocka_unit_test(trained_adapters_have_the_perplexity_that_was_measured_in_training),
     };
