@@ -470,6 +470,71 @@ static void tiny_qwen3_gives_the_codes_of_its_folder(void **state)
                                                         .eps = 1e-6f, .theta = 1000000 }, NULL);
 }
 
+/* Bytes of 4-bit codes that differ, of how many. */
+static size_t other_codes(const char *a, const char *b, size_t *ret_all)
+{
+    struct st_file *x = must_open(a), *y = must_open(b);
+    size_t other = 0;
+    *ret_all = 0;
+    for (size_t i = 0; i < x->ntensors; i++) {
+        const struct st_tensor *t = &x->tensors[i], *u = st_find(y, t->name);
+        const size_t len = strlen(t->name);
+        if (strstr(t->name, "_proj.weight") == NULL || strcmp(t->name + len - 7, ".weight") != 0)
+            continue;
+        assert_int_equal(t->bytes, u->bytes);
+        for (size_t k = 0; k < t->bytes; k++)
+            other += t->data[k] != u->data[k];
+        *ret_all += t->bytes;
+    }
+    st_close(x);
+    st_close(y);
+    return other;
+}
+
+static void import_golden(const char *model, const char *to)
+{
+    char relative[80];
+    snprintf(relative, sizeof relative, "golden/models/%s", model);
+    const char *dir = support_shared(relative);
+    if (dir == NULL)
+        skip();
+    must_import(dir, to, &(struct base_import_opts){ .type = "nf4", .name = "m" });
+}
+
+/* The same fp32 weights as a folder, quantised by bitsandbytes itself, and as GGUF F32: one base,
+ * byte for byte.  F16 and BF16 round the weights first, so other codes are right there: those of a
+ * folder that was rounded (check_model(), and for BF16 test_import_bnb.c). */
+static void a_folder_a_4_bit_checkpoint_and_a_gguf_of_the_same_weights_are_one_base(void **state)
+{
+    struct fix *f = *state;
+    struct shape s = { .arch = "llama", .H = 4, .G = 2, .hd = 16, .eps = 1e-5f, .theta = 10000 };
+    size_t all;
+    import_golden("tiny-llama", f->ref);
+    import_golden("tiny-llama-bnb-4bit", f->out);
+    same_tensors(f->out, f->ref, true);
+    char *weights = path_join(support_shared("golden/models/tiny-llama"), "model.safetensors");
+    struct st_file *in = must_open(weights);
+    for (uint32_t kind = 0; kind < 2; kind++) { /* F32, F16 */
+        struct file g;
+        make_gguf(&g, in, &s, kind, NULL);
+        support_write_file(f->dir, "m.gguf", g.b.data, g.b.len);
+        buf_free(&g.b);
+        must_import(f->gguf, f->out, &(struct base_import_opts){ .type = "nf4", .name = "m" });
+        const size_t other = other_codes(f->out, f->ref, &all);
+        if (kind == 0)
+            same_tensors(f->out, f->ref, true);
+        else
+            assert_true(other > 0 && other < all / 100);
+    }
+    st_close(in);
+    free(weights);
+    /* this one was rounded to BF16 before it was quantised */
+    import_golden("tiny-qwen2", f->ref);
+    import_golden("tiny-qwen2-bnb-4bit", f->out);
+    const size_t other = other_codes(f->out, f->ref, &all);
+    assert_true(other > 0 && other < all / 50);
+}
+
 /* Divisors as the converter computes them: by wavelength, not by waves per context. */
 static void tiny_llama3_gets_its_rope_scaling_back_from_the_divisors(void **state)
 {
@@ -712,6 +777,7 @@ int main(void)
         T(tiny_llama_gives_the_codes_of_its_folder),
         T(tiny_qwen2_gives_the_codes_of_its_folder),
         T(tiny_qwen3_gives_the_codes_of_its_folder),
+        T(a_folder_a_4_bit_checkpoint_and_a_gguf_of_the_same_weights_are_one_base),
         T(tiny_llama3_gets_its_rope_scaling_back_from_the_divisors),
         T(a_real_file_imports_and_keeps_its_name_and_tokenizer),
         cmocka_unit_test(gpt2s_vocabulary_answers_every_case),
