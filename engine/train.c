@@ -165,9 +165,8 @@ static int make_adalora(struct train *t, struct err *err)
     return rc;
 }
 
-/* Everything but the tensors and the workspace: enough for an estimate. */
-static int plan(struct train *t, const struct train_opts *o, const struct adapter_src *from,
-                struct err *err)
+int train_plan(struct train *t, const struct train_opts *o, const struct adapter_src *from,
+               struct err *err)
 {
     int rc = train_opts_check(o, err);
     if (rc == ERR_OK)
@@ -178,6 +177,7 @@ static int plan(struct train *t, const struct train_opts *o, const struct adapte
         return rc;
     t->steps = train_opts_steps(&t->o, t->data->n);
     train_opts_resolve(&t->o, t->steps);
+    t->valid = t->valid != NULL && t->valid->targets > 0 ? t->valid : NULL;
     t->family = family_find(t->base->arch.family);
     t->ops = ops_for(t->compute->isa);
     t->nropes = t->base->arch.rot == 0 ? 0 : t->base->arch.rope_theta_local > 0 ? 2 : 1;
@@ -199,9 +199,9 @@ int train_create(const struct base *base, const struct compute *c, const struct 
     t->base = base;
     t->compute = c;
     t->data = data;
-    t->valid = valid != NULL && valid->targets > 0 ? valid : NULL;
+    t->valid = valid;
     t->epoch_in_order = -1;
-    int rc = plan(t, o, from, err);
+    int rc = train_plan(t, o, from, err);
     if (rc == ERR_OK)
         rc = train_pass_create(t, err);
     if (rc == ERR_OK)

@@ -114,6 +114,12 @@ struct train {
     struct train_buffers b;
 };
 
+/* --- train.c --- */
+/* Everything but tensors, optimiser and workspace, which is enough for an estimate: t has base, compute,
+ * data and valid; the rest is zero. */
+int train_plan(struct train *t, const struct train_opts *o, const struct adapter_src *from,
+               struct err *err);
+
 /* --- train_opts.c --- */
 /* Every linear layer of the base that the options adapt, with rank and alpha, ascending; free() it. */
 int train_targets(const struct base *base, const struct train_opts *o, struct train_module **ret,

@@ -608,6 +608,38 @@ static void a_run_goes_on_from_a_version(void **state)
     base_free(b);
 }
 
+static void an_estimate_is_what_a_run_takes(void **state)
+{
+    (void)state;
+    struct support_model m = support_model_default("llama");
+    struct base *b = support_base(&m, "nf4", NULL, PREC_EXACT);
+    struct compute c = compute_of(PREC_EXACT, 2);
+    struct data *d = make_data(1);
+    for (int method = METHOD_LORA; method <= METHOD_DORA; method++) {
+        struct train_opts o = opts_of((enum adapter_method)method);
+        struct train_estimate e;
+        struct err err = { 0 };
+        struct buf s;
+        if (train_estimate(b, &c, &o, &d->set, NULL, NULL, &e, &err) != ERR_OK)
+            fail_msg("%s", err.msg);
+        struct train *t = create(b, &c, &o, d, NULL, NULL);
+        assert_int_equal(e.steps, train_steps(t));
+        assert_int_equal(e.trainable, t->nparams);
+        assert_true(e.work_bytes >= t->mem_bytes && e.work_bytes < 2 * t->mem_bytes);
+        /* What is saved are the values and all that is kept between steps; gradients come on top. */
+        buf_init(&s, SIZE_MAX / 2);
+        step(t);
+        assert_int_equal(train_save(t, &s, NULL), ERR_OK);
+        const size_t kept = s.len + t->nparams * sizeof(float);
+        assert_true(e.state_bytes > kept * 8 / 10 && e.state_bytes < kept * 14 / 10);
+        assert_true(e.seconds_per_step > 0 && e.seconds > e.seconds_per_step);
+        buf_free(&s);
+        train_destroy(t);
+    }
+    pool_destroy(c.pool);
+    base_free(b);
+}
+
 /* --- refusals --------------------------------------------------------------------------------------------------- */
 static void options_that_make_no_sense_are_refused_by_name(void **state)
 {
@@ -685,6 +717,7 @@ int main(void)
         cmocka_unit_test(a_run_learns_looks_keeps_and_ends),
         cmocka_unit_test(a_run_without_progress_ends_early_with_its_best),
         cmocka_unit_test(a_run_goes_on_from_a_version),
+        cmocka_unit_test(an_estimate_is_what_a_run_takes),
         cmocka_unit_test(options_that_make_no_sense_are_refused_by_name),
         cmocka_unit_test(a_run_that_diverges_says_where),
     };
