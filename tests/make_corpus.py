@@ -8,6 +8,7 @@ leaves alone.
 import io
 import json
 import os
+import pickle
 import random
 import shutil
 import struct
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
 random.seed(1)
@@ -127,6 +129,145 @@ TOKENIZERS = {
         SMALL, ["a b"], model={"unk_token": "<unk>"},
         pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
         decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
+}
+
+
+# --- SentencePiece -----------------------------------------------------------------------------
+def varint(n):
+    out = b""
+    while n > 0x7f:
+        out += bytes([n & 0x7f | 0x80])
+        n >>= 7
+    return out + bytes([n])
+
+
+def field(number, value):
+    """An int, a float, or bytes."""
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def sentencepiece(pieces, trainer=((3, 2),), normalizer=((1, "identity"),)):
+    """pieces: (text, score, type)"""
+    model = b"".join(field(1, field(1, t) + field(2, s) + (field(3, k) if k != 1 else b"")) for t, s, k in pieces)
+    for number, fields in (2, trainer), (3, normalizer):
+        model += field(number, b"".join(field(n, v) for n, v in fields))
+    return model
+
+
+SPM_HEAD = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+SPM_BYTES = [("<0x%02X>" % i, 0.0, 6) for i in range(256)]
+SPM_WORDS = [(t, -float(i), 1) for i, t in enumerate(["▁a", "ab", "▁ab", "▁", "a", "b", "e", "▁▁", "é"])]
+SPM_CONFIG = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": True,
+              "bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "unk_token": "<unk>",
+              "added_tokens_decoder": {"14": {"content": "<x>", "lstrip": False, "normalized": False, "rstrip": True,
+                                              "single_word": False, "special": True}}}
+
+
+# --- adapter_model.bin ---------------------------------------------------------------------------
+class Name:
+    """What pickle writes as a name."""
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class Storage:
+    def __init__(self, kind, key, count):
+        self.id = ("storage", Name("torch", kind), key, "cpu", count)
+
+
+class Tensor:
+    def __init__(self, storage, offset, shape, stride):
+        self.args = (storage, offset, shape, stride, False, Name("collections", "OrderedDict"))
+
+
+class Pickler(pickle._Pickler):
+    """Protocol 2 as torch.save() has it, without torch."""
+    def persistent_id(self, value):
+        return value.id if isinstance(value, Storage) else None
+
+    def save(self, value, save_persistent_id=True):
+        if isinstance(value, Name):
+            self.write(b"c%s\n%s\n" % (value.module.encode(), value.name.encode()))
+            if value.name == "OrderedDict":
+                self.write(b")R")
+        elif isinstance(value, Tensor):
+            self.save(Name("torch._utils", "_rebuild_tensor_v2"))
+            self.save(value.args)
+            self.write(b"R")
+        else:
+            super().save(value, save_persistent_id)
+
+
+def pickled(value):
+    out = io.BytesIO()
+    Pickler(out, 2).dump(value)
+    return out.getvalue()
+
+
+def torch_file(value, storages):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        z.writestr("archive/data.pkl", pickled(value))
+        z.writestr("archive/byteorder", "little")
+        for key, raw in storages.items():
+            z.writestr("archive/data/" + key, raw)
+        z.writestr("archive/version", "3\n")
+    return out.getvalue()
+
+
+TORCH_STORAGES = {"0": struct.pack("<64f", *(i / 64 for i in range(64))),
+                  "1": struct.pack("<16e", *(i / 16 for i in range(16)))}
+
+
+def torch_lora():
+    path = "base_model.model.model.layers.0.self_attn.q_proj.lora_%s.weight"
+    a, b = Storage("FloatStorage", "0", 64), Storage("HalfStorage", "1", 16)
+    return {path % "A": Tensor(a, 0, (2, 8), (8, 1)), path % "B": Tensor(b, 0, (8, 2), (1, 8))}
+
+
+# --- chat templates --------------------------------------------------------------------------------
+TALK = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi é"},
+                     {"role": "assistant", "content": None, "tool_calls": [
+                         {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, 2.5, None]}}}]},
+                     {"role": "tool", "content": "<b>"}, {"role": "user", "content": "x"}],
+        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {
+            "type": "object", "properties": {"a": {"type": "array"}}, "required": ["a"]}}}],
+        "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, "n": 3, "items": [3, 1, 2, 1]}
+TEMPLATES = {
+    "turns": """{{- bos_token }}
+{% for m in messages if m.role != 'tool' %}
+    {%- if loop.first and m['role'] == "system" -%}
+[{{ m.content | trim }}]
+    {%- elif m.content is string %}
+{{ loop.index0 ~ ':' + m.content.strip() }}{% if not loop.last %}, {% endif %}
+    {%- else %}{% continue %}
+    {%- endif %}
+{% else %}{{ raise_exception("nothing") }}
+{% endfor %}
+{%- if add_generation_prompt %}{{ eos_token }}{% endif %}""",
+    "tools": """{%- macro show(t, indent=2) -%}{{ t.function | tojson(indent=indent) }}{%- endmacro -%}
+{%- set ns = namespace(n=0, seen=false) %}
+{%- if tools is defined and tools %}{% for t in tools %}{{ show(t) }}{% set ns.n = ns.n + 1 %}{% endfor %}{% endif %}
+{%- for m in messages %}{% for c in m.tool_calls or [] %}{% set ns.seen = true -%}
+{% for k, v in c.function.arguments.items() %}{{ k }}={{ v|tojson }}{% endfor %}{% endfor %}{% endfor -%}
+{{ ns.n }}{{ ns.seen }}{{ strftime_now("%d %b %Y") }}""",
+    "filters": """{{ items|sort(reverse=true)|join(', ') }}{{ items|unique|list }}{{ items|map('string')|list|length }}
+{{ messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|first|upper|title|replace('I', 'j', 1) }}
+{{ messages[::-1][0].content[-1:] }}{{ items|batch(2, 0)|list }}{{ items|sum // 2 * 3 % 4 ** 2 }}
+{% set x = 'a,b'.split(',') + ["c"] %}{{ x[1:]|reverse|list }}{{ '%s %05.2f %x' % ('a', 1.5, 255) }}
+{{ {'k': (1, 2,), 'l': none}|dictsort }}{{ 1 if n > 2 and n is divisibleby(3) else 'no'|e }}{{ 'abc'|indent(4, true)|wordcount }}
+{% for g in messages|groupby('role') %}{{ g.grouper }}{{ g.list|length }}{% endfor %}{{ 7.0|round(1)|int }}{{ 3 in items }}""",
+    "blocks": """{% macro m(a, b='x') %}{{ caller(a) if caller else b }}{{ varargs }}{{ kwargs }}{% endmacro %}
+{%- call(v) m('q') %}<{{ v }}>{% endcall %}{{ m(1, 2, 3, z=4) }}
+{%- filter upper %}a{% generation %}b{% endgeneration %}{% endfilter %}{% set t %}block{{ n }}{% endset %}{{ t|length }}
+{%- for x in [[1, [2, []]]] recursive %}{{ loop.depth }}{% if x is iterable %}{{ loop(x) }}{% endif %}{% endfor %}
+{%- with y = 5, z = y %}{{ y }}{{ z is undefined }}{% endwith %}{# comment #}{% raw %}{{ x }}{% endraw %}
+{%- for i in range(10, 0, -3) %}{{ loop.cycle('a', 'b') }}{{ loop.previtem|default('-') }}{% if i < 4 %}{% break %}{% endif %}{% endfor %}""",
 }
 
 
@@ -287,6 +428,18 @@ def main(lorad):
     seed("config", "generation", dump(LLAMA) + "\0" + dump({"eos_token_id": [2, 3], "bos_token_id": 1}))
     for name, text in TOKENIZERS.items():
         seed("tokenizer", name, text)
+    for name, text in TEMPLATES.items():
+        seed("template", name, text + "\0" + dump(TALK))
+    seed("sentencepiece", "plain", b"\0\0" + sentencepiece(SPM_HEAD + SPM_WORDS))
+    seed("sentencepiece", "bytes", b"\0\0" + sentencepiece(
+        SPM_HEAD + SPM_BYTES + SPM_WORDS, ((3, 2), (35, 1), (40, 0), (41, 1), (42, 2)),
+        ((1, "identity"), (3, 0), (4, 0), (5, 1))))
+    seed("sentencepiece", "config", dump(SPM_CONFIG).encode() + b"\0" + dump({"<x>": 14}).encode() + b"\0" +
+         sentencepiece(SPM_HEAD + SPM_WORDS + [("<user>", 0.0, 4), ("gone", 0.0, 5)]))
+    whole = {"t": Tensor(Storage("FloatStorage", "0", 64), 0, (2, 4), (4, 1)), "u": torch_lora()}
+    seed("torch", "pickle", b"P" + pickled(torch_lora()))
+    seed("torch", "nested", b"P" + pickled(whole))
+    seed("torch", "archive", torch_file(torch_lora(), TORCH_STORAGES))
     seed("text", "plain", b"\x03Hello, <s>world</s>! It's 12345.\n\n  x\t")
     seed("text", "bytes", "\x01naïve ▁ 漢字 😀".encode() + b"\xff\xc3 \xe6\xbc")
     seed("text", "ids", b"\x04" + struct.pack("<8h", 1, 400, 2, 195, 198, 2047, 3, 259))
@@ -312,6 +465,8 @@ def main(lorad):
     seed("tar", "pax", tar(dict(files, **{"README.md": b"x"}), folder=True))
     seed("tar", "gnu", tar(files, tarfile.GNU_FORMAT))
     seed("tar", "ustar", tar(files, tarfile.USTAR_FORMAT))
+    seed("tar", "bin", tar({"adapter_config.json": files["adapter_config.json"],
+                            "adapter_model.bin": torch_file(torch_lora(), TORCH_STORAGES)}))
     seed("tar", "long", tar({"n" * 200: b"x"}, tarfile.GNU_FORMAT))
 
     seed("params", "completion", dump(COMPLETION))
