@@ -239,6 +239,8 @@ static int make_room(const struct archive *a, const struct torch_tensor *list, s
         gathered += order ? 0 : count * list[i].size + 63;
         if (gathered > 2 * a->len + (1 << 20))
             return bad(a, "its tensors share their numbers in too many ways");
+        if (names > a->len) /* each would be there once, behind an instruction and a length */
+            return bad(a, "tensors have the same name");
     }
     f->names = malloc(names + gathered + 64);
     f->tensors = calloc(n + 1, sizeof *f->tensors);

@@ -2,14 +2,15 @@
  *
  * A small machine with a stack, a memo, and values that can do nothing: texts, numbers, tuples,
  * dicts, five kinds of names, storages and tensors.  Calling one of the known names makes a storage
- * or a tensor out of a tuple of the right form; there is nothing else to call.  The memory used is
- * proportional to the pickle's length. */
+ * or a tensor out of a tuple of the right form; there is nothing else to call.  The memory that values
+ * take is bounded: a few instructions can make many of what was once put together. */
 #include "engine/torch_file.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { PICKLE_MAX = 32 << 20, TEXT_MAX = 255 };
+/* 65534 tensors, as many as an archive has members, take about half of MEMORY_MAX. */
+enum { PICKLE_MAX = 32 << 20, MEMORY_MAX = 256 << 20, TEXT_MAX = 255 };
 
 enum kind {
     V_MARK, V_TEXT, V_INT, V_BOOL, V_TUPLE, V_DICT,
@@ -42,6 +43,7 @@ struct machine {
     struct list stack, memo, parts; /* of struct value */
     struct list entries, tensors;
     int64_t ndicts;
+    size_t memory; /* of all lists, in bytes */
 };
 
 static const struct {
@@ -62,20 +64,25 @@ static int bad(struct machine *m, const char *why)
                    "writes it: %s", m->what, why);
 }
 
-/* Room for one more; NULL when memory is out. */
+/* Room for one more; NULL when there is none, and no_room() says why. */
 static void *list_add(struct machine *m, struct list *l, size_t size)
 {
     if (l->n == l->cap) {
         const size_t cap = l->cap > 0 ? 2 * l->cap : 64;
-        void *p = realloc(l->p, cap * size);
-        if (p == NULL) {
-            err_nomem(m->err);
+        m->memory += (cap - l->cap) * size;
+        void *p = m->memory <= MEMORY_MAX ? realloc(l->p, cap * size) : NULL;
+        if (p == NULL)
             return NULL;
-        }
         l->p = p;
         l->cap = cap;
     }
     return (char *)l->p + l->n++ * size;
+}
+
+static int no_room(struct machine *m)
+{
+    return m->memory > MEMORY_MAX ? bad(m, "it makes more values than any such dict has")
+                                  : err_nomem(m->err);
 }
 
 static struct value *value_at(const struct list *l, size_t i) { return (struct value *)l->p + i; }
@@ -84,7 +91,7 @@ static int push(struct machine *m, struct value v)
 {
     struct value *to = list_add(m, &m->stack, sizeof v);
     if (to == NULL)
-        return ERR_NOMEM;
+        return no_room(m);
     *to = v;
     return ERR_OK;
 }
@@ -125,7 +132,7 @@ static int make_tuple(struct machine *m, size_t from)
     for (size_t i = from; i < m->stack.n; i++) {
         struct value *to = list_add(m, &m->parts, sizeof *to);
         if (to == NULL)
-            return ERR_NOMEM;
+            return no_room(m);
         *to = *value_at(&m->stack, i);
         if (to->kind == V_MARK)
             return bad(m, "a tuple holds a mark");
@@ -172,7 +179,7 @@ static int set_items(struct machine *m, size_t from, size_t below)
     for (size_t i = from; i < m->stack.n; i += 2) {
         struct entry *e = list_add(m, &m->entries, sizeof *e);
         if (e == NULL)
-            return ERR_NOMEM;
+            return no_room(m);
         *e = (struct entry){ dict, *value_at(&m->stack, i), *value_at(&m->stack, i + 1) };
     }
     m->stack.n = from - below;
@@ -243,7 +250,7 @@ static int storage(struct machine *m)
         return bad(m, "a storage has another form");
     struct torch_tensor *t = list_add(m, &m->tensors, sizeof *t);
     if (t == NULL)
-        return ERR_NOMEM;
+        return no_room(m);
     const size_t type = (size_t)part(m, &v, 1)->n;
     *t = (struct torch_tensor){
         .key = part(m, &v, 2)->text, .key_len = (size_t)part(m, &v, 2)->n,
@@ -282,7 +289,7 @@ static int rebuild(struct machine *m, const struct value *args)
         return bad(m, "a tensor's shape or stride is not a few whole numbers");
     struct torch_tensor *to = list_add(m, &m->tensors, sizeof *to);
     if (to == NULL)
-        return ERR_NOMEM;
+        return no_room(m);
     *to = t;
     return push(m, (struct value){ .kind = V_TENSOR, .n = (int64_t)m->tensors.n - 1 });
 }
@@ -320,7 +327,7 @@ static int memo_put(struct machine *m, size_t bytes)
         return bad(m, "the memo is used in another order");
     struct value *to = i == m->memo.n ? list_add(m, &m->memo, sizeof *to) : value_at(&m->memo, i);
     if (to == NULL)
-        return ERR_NOMEM;
+        return no_room(m);
     *to = *value_at(&m->stack, m->stack.n - 1);
     return ERR_OK;
 }
@@ -395,10 +402,11 @@ static int collect(struct machine *m, struct torch_tensor **ret, size_t *ret_n)
     struct value dict;
     if (!pop(m, &dict) || dict.kind != V_DICT || m->stack.n != 0)
         return bad(m, "it ends without a dict");
-    struct torch_tensor *list = calloc(m->entries.n + 1, sizeof *list);
     size_t n = 0;
+    m->memory += (m->entries.n + 1) * sizeof(struct torch_tensor);
+    struct torch_tensor *list = m->memory <= MEMORY_MAX ? calloc(m->entries.n + 1, sizeof *list) : NULL;
     if (list == NULL)
-        return err_nomem(m->err);
+        return no_room(m);
     for (size_t i = 0; i < m->entries.n; i++) {
         const struct entry *e = (const struct entry *)m->entries.p + i;
         if (e->dict != dict.n)

@@ -333,6 +333,65 @@ static void a_pickle_that_could_do_anything_is_refused_by_name(void **state)
     }
 }
 
+/* What was put together once is used as often as 16 MiB of instructions can say so. */
+static void a_pickle_that_multiplies_is_refused_before_it_takes_much_memory(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *head, *again, *says;
+        size_t nhead, nagain;
+    } cases[] = {
+#define BOMB(head, again, says) { head, again, says, sizeof head - 1, sizeof again - 1 }
+        BOMB("\x80\2(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" "0X\3\0\0\0cpuK\1tq\0", "h\0Q",
+             "more values"), /* storages */
+        BOMB("\x80\2}q\0", "h\0h\0h\0\x87", "more values"), /* tuples */
+        BOMB("\x80\2}", ")}s", "more values"), /* entries */
+#undef BOMB
+    };
+    enum { BYTES = 16 << 20 };
+    char *p = malloc(BYTES);
+    assert_non_null(p);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct torch_tensor *list = NULL;
+        size_t n = cases[i].nhead, count = 0;
+        memcpy(p, cases[i].head, n);
+        for (; n + cases[i].nagain < BYTES; n += cases[i].nagain)
+            memcpy(p + n, cases[i].again, cases[i].nagain);
+        p[n++] = '.';
+        err_clear(&err);
+        int rc = torch_pickle_read((const uint8_t *)p, n, "a.bin", &list, &count, &err);
+        if (rc != ERR_INVALID || strstr(err.msg, cases[i].says) == NULL)
+            fail_msg("case %zu: %d \"%s\"", i, rc, err.msg);
+    }
+    free(p);
+}
+
+/* A long name, once in the file and in it again and again. */
+static void a_name_that_is_used_again_and_again_is_refused(void **state)
+{
+    (void)state;
+    struct buf p;
+    struct zip z;
+    struct st_file *f = NULL;
+    char name[256];
+    memset(name, 'n', 255);
+    name[255] = '\0';
+    buf_init(&p, 1 << 20);
+    LITERAL(&p, "\x80\2}");
+    put_text(&p, name);
+    LITERAL(&p, "q\0");
+    put_tensor(&p, "FloatStorage", "0", N, 0, (int[]){ 3, 4 }, (int[]){ 4, 1 });
+    LITERAL(&p, "q\1s");
+    for (int i = 0; i < 100000; i++)
+        LITERAL(&p, "h\0h\1s");
+    LITERAL(&p, ".");
+    int rc = open_pickle(&p, &f, &z);
+    if (rc != ERR_INVALID || strstr(err.msg, "have the same name") == NULL)
+        fail_msg("%d \"%s\"", rc, err.msg);
+    buf_free(&z.data);
+    buf_free(&p);
+}
+
 static void attributes_of_the_dict_mean_nothing(void **state)
 {
     (void)state;
@@ -447,6 +506,8 @@ int main(void)
         cmocka_unit_test(files_of_pytorch_are_read),
         cmocka_unit_test(a_tensor_beyond_its_storage_is_refused),
         cmocka_unit_test(a_pickle_that_could_do_anything_is_refused_by_name),
+        cmocka_unit_test(a_pickle_that_multiplies_is_refused_before_it_takes_much_memory),
+        cmocka_unit_test(a_name_that_is_used_again_and_again_is_refused),
         cmocka_unit_test(attributes_of_the_dict_mean_nothing),
         cmocka_unit_test(an_archive_of_another_kind_is_refused),
         cmocka_unit_test(damaged_files_do_no_damage),
