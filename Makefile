@@ -24,6 +24,7 @@ DEBS    := gcc make pkg-config libsqlite3-dev libmicrohttpd-dev libjansson-dev l
 TEST_DEBS := libcmocka-dev curl sqlite3 python3 python3-jinja2
 LINT_DEBS := clang clang-tidy cppcheck
 FUZZ_DEBS := clang libclang-rt-dev libcmocka-dev
+CROSS_DEBS := gcc-aarch64-linux-gnu qemu-user pkg-config
 
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
 DEFS    = -D_GNU_SOURCE -DLORAD_VERSION='"$(VERSION)"'
@@ -47,12 +48,12 @@ all: $(B)/lorad ## build build/lorad (default)
 # --- set-up ----------------------------------------------------------------------------------
 # config.mk holds the compiler flags of the packages; making it installs what is missing.  Silent
 # when nothing is; uses sudo only when not root, and asks only on a terminal.
-ifeq ($(filter help clean deps test-deps lint-deps fuzz-deps,$(MAKECMDGOALS)),)
+ifeq ($(filter help clean deps test-deps lint-deps fuzz-deps cross-deps cross-test,$(MAKECMDGOALS)),)
 -include $(B)/config.mk
 endif
 
 $(B)/config.mk: Makefile
-	@sh tools/deps.sh "$(PKGS)" $(DEBS)
+	@$(if $(SYSROOT),true,sh tools/deps.sh "$(PKGS)" $(DEBS))
 	@mkdir -p $(@D)
 	@{ echo "PKG_CFLAGS := $$(pkg-config --cflags $(PKGS))"; \
 	   echo "PKG_LIBS := $$(pkg-config --libs $(PKGS))"; } > $@.tmp && mv $@.tmp $@
@@ -75,7 +76,7 @@ $(B)/lorad: $(B)/server/main.o $(B)/lorad.a
 
 # The folders are prerequisites because deleting a file changes only its folder.
 $(B)/lorad.a: $(LIB_OBJ) engine store api server
-	@rm -f $@ && ar rcs $@ $(LIB_OBJ)
+	@rm -f $@ && $(AR) rcs $@ $(LIB_OBJ)
 
 # -MMD writes a .d file beside each object: header changes rebuild what uses them.
 $(B)/%.o: %.c $(B)/config.mk
@@ -116,7 +117,9 @@ $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT) $(B)/lorad.a
 $(B)/tests/bench_%: $(B)/tests/bench_%.o $(SUPPORT) $(B)/lorad.a
 	$(CC) -o $@ $^ -lcmocka $(LIBS)
 
+ifndef SYSROOT
 $(TESTS:%=%.o) $(BENCHES:%=%.o) $(SUPPORT): | test-deps
+endif
 
 test: test-deps all $(if $(T),$(filter %/test_$(T),$(TESTS)),$(TESTS)) ## build and run every test (T=nf4 for one)
 	@LORAD=$(B)/lorad sh tools/test.sh $(B) $(if $(T),$(wildcard $(B)/tests/test_$(T) tests/test_$(T).sh tests/test_$(T).py),$(TESTS) $(SCRIPTS))
@@ -131,7 +134,8 @@ asan: ## run the C tests under AddressSanitizer and UBSan
 tsan: ## run the C tests under ThreadSanitizer
 	$(MAKE) test B=build/tsan OPT='-O1 -g' SAN=-fsanitize=thread SANITIZED=1
 
-# Fuzzing: T=tar for one target, FUZZ_SECONDS for each.  A crash leaves its input in build/fuzz/found.
+# Fuzzing: T=tar for one target, FUZZ_SECONDS for each, FUZZ_SEED=1 for the same inputs each time.  A
+# crash leaves its input in build/fuzz/found.
 # The kernels parse nothing and take clang many minutes with all that, so they go without.
 FUZZ_SECONDS ?= 30
 ifdef FUZZING
@@ -147,6 +151,31 @@ $(B)/tests/fuzz_%: $(B)/tests/fuzz_%.o $(SUPPORT) $(B)/lorad.a
 fuzz-run: $(if $(T),$(B)/tests/fuzz_$(T),$(FUZZERS))
 	@sh tools/fuzz.sh $(B) $(FUZZ_SECONDS) $^
 
+# Another processor: its libraries are unpacked under build/aarch64, the system stays as it is.
+CROSS       := build/aarch64
+CROSS_LIBS  := $(CURDIR)/$(CROSS)/root/usr/lib/aarch64-linux-gnu
+CROSS_TESTS := nf4 linear ops lora forward golden tokenizer
+CROSS_RUN   := qemu-aarch64 -L $(CROSS)/root -E LD_LIBRARY_PATH=/usr/lib/aarch64-linux-gnu/openblas-pthread
+CROSS_MAKE   = PKG_CONFIG_SYSROOT_DIR=$(CURDIR)/$(CROSS)/root \
+    PKG_CONFIG_LIBDIR=$(CROSS_LIBS)/pkgconfig:$(CROSS_LIBS)/openblas-pthread/pkgconfig \
+    $(MAKE) B=$(CROSS) SYSROOT=$(CURDIR)/$(CROSS)/root AR=aarch64-linux-gnu-ar \
+    CC='aarch64-linux-gnu-gcc --sysroot=$(CURDIR)/$(CROSS)/root -Werror'
+
+cross: cross-deps all ## compile for aarch64; under qemu it gives the same logits, bit for bit
+	$(CROSS_MAKE) all
+	@sh tests/cross_logits.sh $(B)/lorad $(CROSS_RUN) $(CROSS)/lorad
+
+cross-test: cross-deps ## tests of kernels and layers for aarch64 under qemu, T=nf4 for one
+	$(CROSS_MAKE) $(patsubst %,$(CROSS)/tests/test_%,$(or $(T),$(CROSS_TESTS)))
+	@RUN='$(CROSS_RUN)' sh tools/test.sh $(CROSS) $(patsubst %,$(CROSS)/tests/test_%,$(or $(T),$(CROSS_TESTS)))
+
+cross-deps: $(CROSS)/root
+	@sh tools/deps.sh "" $(CROSS_DEBS)
+
+$(CROSS)/root: tools/sysroot.sh Makefile
+	@mkdir -p $(@D)
+	@sh tools/sysroot.sh arm64 $@ $(filter %-dev,$(DEBS) $(TEST_DEBS)) && touch $@
+
 lint: lint-deps all ## clang's warnings, clang-tidy, cppcheck, direction of includes
 	@CC=$(CC) sh tools/lint.sh "$(PKG_CFLAGS)" $(SRC)
 
@@ -154,9 +183,10 @@ clean: ## remove build/
 	rm -rf build
 
 help: ## print this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-9s %s\n",$$1,$$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n",$$1,$$2}'
 
-.PHONY: all deps test-deps lint-deps fuzz-deps run test bench asan tsan fuzz fuzz-run lint install clean help
+.PHONY: all deps test-deps lint-deps fuzz-deps cross-deps run test bench asan tsan fuzz fuzz-run cross cross-test
+.PHONY: lint install clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
 -include $(OBJ:.o=.d) $(wildcard $(B)/tests/*.d)

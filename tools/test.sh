@@ -2,7 +2,8 @@
 # test.sh BUILD TEST... - run every test; keep going after a failure, list failures at the end.
 #
 # C programs (cmocka) print their own results; *.sh tests get LORAD (the program) and print
-# "N passed, N failed".  Under a sanitizer the scripts run against the sanitized program too.
+# "N passed, N failed".  Under a sanitizer the scripts run against the sanitized program too.  RUN, if
+# set, is what runs the C programs: an emulator.
 set -u
 build=$1
 shift
@@ -23,7 +24,7 @@ for t in "$@"; do
     case $t in
     *.sh) sh "$t" ;;
     *.py) python3 "$t" ;;
-    *) "$t" ;;
+    *) ${RUN:-} "$t" ;;
     esac || failed="$failed $t"
     echo "-- $t took $(($(date +%s) - start)) s"
 done
