@@ -1,8 +1,9 @@
-/* upload.c - adapters coming in: a form with three fields, or a tar of a PEFT folder.
+/* upload.c - adapters coming in: a form with PEFT's two files, a tar of its folder, or a GGUF file.
  *
  * The bytes lie in a spool file when a handler starts.  They are checked against the base that
  * runs (peft_parse refuses what it would not use), and only then written, in one transaction. */
 #include "api/api_int.h"
+#include "engine/gguf.h"
 #include "engine/torch_file.h"
 
 #include <errno.h>
@@ -15,7 +16,7 @@
 /* What was sent. */
 struct upload {
     const char *name;
-    const char *config;
+    const char *config; /* NULL with GGUF */
     size_t config_len;
     struct spool *weights;
     bool activate;
@@ -44,20 +45,44 @@ static int map_spool(struct spool *s, void **ret, size_t *ret_len, struct err *e
     return ERR_OK;
 }
 
-static int put(struct api_ctx *c, const struct upload *u, const struct st_file *weights,
+/* GGUF brings no config, everything else needs one. */
+static int parse(struct api_ctx *c, const struct upload *u, const void *data, size_t len,
+                 struct st_file **ret_weights, struct adapter_src **ret, struct err *err)
+{
+    const struct arch *arch = &c->api->o.base->arch;
+    if (u->config == NULL)
+        return peft_gguf_parse(arch, data, len, "the weights", ret, err);
+    int rc = weights_open_mem(data, len, "the weights", ret_weights, err);
+    return rc == ERR_OK ? peft_parse(arch, u->config, u->config_len, *ret_weights, ret, err) : rc;
+}
+
+static int put(struct api_ctx *c, const struct upload *u, const void *data, size_t len,
                struct store_version *ret, bool *ret_new, struct err *err)
 {
-    const struct base *base = c->api->o.base;
     struct adapter_src *src = NULL;
-    int rc = peft_parse(&base->arch, u->config, u->config_len, weights, &src, err);
-    if (rc != ERR_OK)
-        return rc;
+    struct st_file *weights = NULL; /* src may point into it */
+    int rc = parse(c, u, data, len, &weights, &src, err);
     /* The shapes fit; that it was trained on this base is the uploader's word. */
-    const struct store_put_opts o = { .activate = u->activate, .base_hash_hex = base->hash_hex,
+    const struct store_put_opts o = { .activate = u->activate,
+                                      .base_hash_hex = c->api->o.base->hash_hex,
                                       .base_claimed = true, .origin = "upload" };
-    rc = store_adapter_put(c->st, c->plan->tenant, u->name, src, &o, ret, ret_new, err);
+    if (rc == ERR_OK)
+        rc = store_adapter_put(c->st, c->plan->tenant, u->name, src, &o, ret, ret_new, err);
     adapter_src_free(src);
+    st_close(weights);
     return rc;
+}
+
+enum { P_NAME, P_CONFIG, P_WEIGHTS, P_ACTIVATE, P_COUNT };
+static const char *const part_names[P_COUNT] = { "name", "config", "weights", "activate" };
+
+static int no_part(int k, struct err *err)
+{
+    static const char *const how[P_ACTIVATE] = {
+        "-F name=NAME", "-F config=@adapter_config.json", "-F weights=@adapter_model.safetensors"
+    };
+    return err_set_slug(err, ERR_INVALID, NULL, part_names[k], "the form has no part `%s` (curl %s)",
+                        part_names[k], how[k]);
 }
 
 static int finish(struct api_ctx *c, const struct upload *u, struct err *err)
@@ -73,13 +98,12 @@ static int finish(struct api_ctx *c, const struct upload *u, struct err *err)
     rc = map_spool(u->weights, &map, &len, err);
     if (rc != ERR_OK)
         return rc;
-    struct st_file *weights = NULL;
     struct store_version v = { 0 };
     bool is_new = false;
-    rc = weights_open_mem(map, len, "the weights", &weights, err);
-    if (rc == ERR_OK)
-        rc = put(c, u, weights, &v, &is_new, err);
-    st_close(weights);
+    if (u->config == NULL && !gguf_is(map, len))
+        rc = no_part(P_CONFIG, err);
+    else
+        rc = put(c, u, map, len, &v, &is_new, err);
     munmap(map, len);
     if (rc != ERR_OK)
         return rc;
@@ -102,10 +126,8 @@ static int parse_activate(const char *text, bool *ret, struct err *err)
 }
 
 /* --- POST /v1/adapters -F name=NAME -F config=@adapter_config.json
- *                        -F weights=@adapter_model.safetensors [-F activate=false] ------------- */
-
-enum { P_NAME, P_CONFIG, P_WEIGHTS, P_ACTIVATE, P_COUNT };
-static const char *const part_names[P_COUNT] = { "name", "config", "weights", "activate" };
+ *                        -F weights=@adapter_model.safetensors [-F activate=false]; with GGUF weights
+ *                        no config --------------------------------------------------------------- */
 
 static int sort_parts(const struct api_req *req, const struct api_part *part[P_COUNT],
                       struct err *err)
@@ -122,15 +144,10 @@ static int sort_parts(const struct api_req *req, const struct api_part *part[P_C
                                 "the form has more than one part `%s`", part_names[k]);
         part[k] = &req->parts[i];
     }
-    static const char *const how[P_ACTIVATE] = {
-        "-F name=NAME", "-F config=@adapter_config.json", "-F weights=@adapter_model.safetensors"
-    };
-    for (int k = 0; k < P_ACTIVATE; k++)
-        if (part[k] == NULL) {
-            err_set_slug(err, ERR_INVALID, NULL, part_names[k],
-                         "the form has no part `%s` (curl %s)", part_names[k], how[k]);
-            return ERR_INVALID;
-        }
+    if (part[P_NAME] == NULL)
+        return no_part(P_NAME, err);
+    if (part[P_WEIGHTS] == NULL)
+        return no_part(part[P_CONFIG] == NULL ? P_CONFIG : P_WEIGHTS, err);
     return ERR_OK;
 }
 
@@ -141,20 +158,33 @@ int adapters_create(struct api_ctx *c, struct err *err)
     int rc = sort_parts(c->req, part, err);
     if (rc == ERR_OK)
         rc = parse_activate(part[P_ACTIVATE] ? part[P_ACTIVATE]->value : NULL, &u.activate, err);
-    if (rc != ERR_OK || part[P_NAME] == NULL || part[P_CONFIG] == NULL || part[P_WEIGHTS] == NULL)
+    if (rc != ERR_OK || part[P_NAME] == NULL || part[P_WEIGHTS] == NULL)
         return rc;
     if (strlen(part[P_NAME]->value) != part[P_NAME]->len)
         return err_set_slug(err, ERR_INVALID, NULL, "name", "`name` must not contain NUL");
-    if (part[P_CONFIG]->len == 0)
+    if (part[P_CONFIG] != NULL && part[P_CONFIG]->len == 0)
         return err_set_slug(err, ERR_INVALID, NULL, "config", "adapter_config.json is empty");
     u.name = part[P_NAME]->value;
-    u.config = part[P_CONFIG]->value;
-    u.config_len = part[P_CONFIG]->len;
+    if (part[P_CONFIG] != NULL) {
+        u.config = part[P_CONFIG]->value;
+        u.config_len = part[P_CONFIG]->len;
+    }
     u.weights = part[P_WEIGHTS]->spool;
     return finish(c, &u, err);
 }
 
-/* --- PUT /v1/adapters/NAME[?activate=false], curl -T adapter.tar ---------------------------------- */
+/* --- PUT /v1/adapters/NAME[?activate=false], curl -T adapter.tar or adapter.gguf ------------------ */
+
+static bool file_is_gguf(const char *path)
+{
+    char head[4];
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const bool yes = fd >= 0 && read(fd, head, sizeof head) == (ssize_t)sizeof head &&
+                     gguf_is(head, sizeof head);
+    if (fd >= 0)
+        close(fd);
+    return yes;
+}
 
 int adapters_put(struct api_ctx *c, struct err *err)
 {
@@ -170,9 +200,13 @@ int adapters_put(struct api_ctx *c, struct err *err)
         rc = parse_activate(c->req->query(c->req->ud, "activate"), &u.activate, err);
     if (rc == ERR_OK && (c->req->upload == NULL || spool_size(c->req->upload) == 0))
         rc = err_set(err, ERR_INVALID, "the body is empty: send a tar file with "
-                     "adapter_config.json and adapter_model.safetensors");
+                     "adapter_config.json and adapter_model.safetensors, or a GGUF file");
     if (rc == ERR_OK)
         rc = spool_done(c->req->upload, &path, err);
+    if (rc == ERR_OK && file_is_gguf(path)) {
+        u.weights = c->req->upload;
+        return finish(c, &u, err);
+    }
     if (rc == ERR_OK)
         rc = tar_read_adapter(path, c->api->o.db_path, c->api->o.max_adapter_bytes, &tar, err);
     if (rc != ERR_OK)

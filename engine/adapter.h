@@ -140,6 +140,13 @@ int peft_parse(const struct arch *arch, const char *config, size_t config_len,
  * torch_file.h); the tensors are copied, so that nothing stays open. */
 int peft_load_dir(const struct arch *arch, const char *dir, struct adapter_src **ret,
                   struct err *err);
+/* A LoRA in a GGUF file, of the families that export.h lists: the same promise.  Nothing of `data` is
+ * borrowed; `what` is named in messages. */
+int peft_gguf_parse(const struct arch *arch, const void *data, size_t len, const char *what,
+                    struct adapter_src **ret, struct err *err);
+/* A folder of PEFT's or a GGUF file, whichever `path` is. */
+int adapter_load(const struct arch *arch, const char *path, struct adapter_src **ret,
+                 struct err *err);
 void adapter_src_free(struct adapter_src *a); /* NULL is fine */
 /* An alpha whose quotient by `rank` is `scaling` to the last bit; false if there is none near. */
 bool adapter_alpha_of(double scaling, int rank, double *ret);

@@ -30,6 +30,11 @@ int export_lora(const struct adapter_src *a, struct adapter_src **ret, struct er
 int export_gguf(const struct arch *arch, const struct adapter_src *a, const char *path,
                 struct err *err);
 
+/* What GGUF calls a module of the blocks: "attn_q", or NULL. */
+const char *export_gguf_name(int module);
+/* The config of a plain LoRA made from its modules: fills a->config and a->alpha. */
+int export_lora_config(struct adapter_src *a, struct err *err);
+
 /* B[o][j] * factor * E_j in fp64, rounded once. */
 float export_b(const struct adapter_src_module *m, size_t o, size_t j, double factor);
 

@@ -35,8 +35,8 @@ int export_family_find(const struct arch *arch, const struct export_family **ret
             return ERR_OK;
         }
     return err_set(err, ERR_INVALID,
-                   "merging and GGUF are not possible for a base of the family %s: its weights lie "
-                   "in files in another way than those of llama, mistral, qwen2 and qwen3",
+                   "merging, and adapters in GGUF, are not possible for a base of the family %s: its "
+                   "weights lie in files in another way than those of llama, mistral, qwen2 and qwen3",
                    arch->family);
 }
 
@@ -98,6 +98,11 @@ static const char *const names[MOD_COUNT] = {
     [MOD_Q] = "attn_q",       [MOD_K] = "attn_k",   [MOD_V] = "attn_v",       [MOD_O] = "attn_output",
     [MOD_GATE] = "ffn_gate",  [MOD_UP] = "ffn_up",  [MOD_DOWN] = "ffn_down",
 };
+
+const char *export_gguf_name(int module)
+{
+    return module >= 0 && module < MOD_COUNT ? names[module] : NULL;
+}
 
 struct writing {
     struct out o;
@@ -191,7 +196,7 @@ static int check_modules(const struct arch *arch, const struct adapter_src *a, s
 {
     for (size_t i = 0; i < a->nmodules; i++) {
         const struct adapter_src_module *m = &a->modules[i];
-        if ((size_t)m->module >= sizeof names / sizeof names[0] || names[m->module] == NULL ||
+        if (export_gguf_name((int)m->module) == NULL ||
             m->layer >= arch->L || m->in != arch_in(arch, m->module) ||
             m->out != arch_out(arch, m->module))
             return err_set(err, ERR_INVALID, "the adapter's layer %s, %d to %d, is not in this base",

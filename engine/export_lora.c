@@ -111,7 +111,7 @@ static json_t *config_json(const struct adapter_src *a)
 }
 
 /* The alpha of the modules with the highest rank is the config's; others go into the pattern. */
-static int write_config(struct adapter_src *a, struct err *err)
+int export_lora_config(struct adapter_src *a, struct err *err)
 {
     for (size_t i = a->nmodules; i-- > 0;)
         if (a->modules[i].rank == a->rank_max)
@@ -142,7 +142,7 @@ int export_lora(const struct adapter_src *a, struct adapter_src **ret, struct er
     if (rc == ERR_OK)
         rc = convert_all(a, to, err);
     if (rc == ERR_OK)
-        rc = write_config(to, err);
+        rc = export_lora_config(to, err);
     if (rc != ERR_OK) {
         adapter_src_free(to);
         return rc;

@@ -329,6 +329,9 @@ int weights_open_mem(const void *data, size_t len, const char *what, struct st_f
     if (len >= 2 && memcmp(data, "\x80\2", 2) == 0)
         return err_set(err, ERR_INVALID, "%s is a bare pickle, as torch.save() wrote before PyTorch "
                        "1.6: load it there and save it again, best as safetensors", what);
+    if (len >= 4 && memcmp(data, "GGUF", 4) == 0)
+        return err_set(err, ERR_INVALID, "%s is a GGUF file, which says itself what a config would: "
+                       "give it without one", what);
     return st_open_mem(data, len, what, ret, err);
 }
 
@@ -339,9 +342,10 @@ int weights_open(const char *path, struct st_file **ret, struct err *err)
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return st_open(path, ret, err); /* which says why */
-    const bool zip = read(fd, head, sizeof head) == (ssize_t)sizeof head &&
-                     (memcmp(head, "PK\3\4", 4) == 0 || memcmp(head, "\x80\2", 2) == 0);
-    if (!zip || fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode)) {
+    const bool ours = read(fd, head, sizeof head) == (ssize_t)sizeof head &&
+                     (memcmp(head, "PK\3\4", 4) == 0 || memcmp(head, "\x80\2", 2) == 0 ||
+                      memcmp(head, "GGUF", 4) == 0);
+    if (!ours || fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode)) {
         close(fd);
         return st_open(path, ret, err);
     }

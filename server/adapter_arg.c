@@ -75,7 +75,7 @@ int adapter_arg_open(const struct opts *o, const char *ref, const struct arch *a
     }
     const size_t len = strlen(ref), cap = sizeof ret->label - 1;
     snprintf(ret->label, sizeof ret->label, "%s", ref + (len > cap ? len - cap : 0));
-    return peft_load_dir(arch, ref, &ret->src, err);
+    return adapter_load(arch, ref, &ret->src, err);
 }
 
 void adapter_arg_close(struct adapter_arg *a)

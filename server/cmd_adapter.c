@@ -153,7 +153,7 @@ static int print_added(const struct store_version *v, bool is_new, bool json)
     return output_done();
 }
 
-/* A folder, or hub:ORG/NAME[@REVISION]. */
+/* A folder, a GGUF file, or hub:ORG/NAME[@REVISION]. */
 static int load_dir_or_hub(const struct opts *o, const struct arch *arch, const char *from,
                            struct adapter_src **ret, struct err *err)
 {
@@ -162,7 +162,7 @@ static int load_dir_or_hub(const struct opts *o, const struct arch *arch, const 
     struct hub_opts hub;
     char *dir = NULL;
     if (strncmp(from, scheme, sizeof scheme - 1) != 0)
-        return peft_load_dir(arch, from, ret, err);
+        return adapter_load(arch, from, ret, err);
     int rc = hub_ref_parse(from + sizeof scheme - 1, &ref, err);
     if (rc == ERR_OK && !hub_opts_read(o, &hub))
         rc = err_set(err, ERR_INVALID, "nothing was downloaded");
@@ -219,10 +219,11 @@ static int adapter_add(int argc, char **argv)
         { .name = NULL },
     };
     int code;
-    struct opts *o = opts_parse(argc, argv, options, "adapter add NAME DIR --base FILE --db FILE",
-                                "Checks a PEFT adapter against the base and adds it as a new"
-                                " version of NAME.  DIR holds adapter_config.json and"
-                                " adapter_model.safetensors or .bin,\nor is hub:ORG/NAME[@REVISION].", 1,
+    struct opts *o = opts_parse(argc, argv, options, "adapter add NAME DIR|FILE --base FILE --db FILE",
+                                "Checks an adapter against the base and adds it as a new"
+                                " version of NAME.  DIR holds PEFT's adapter_config.json and"
+                                " adapter_model.safetensors or .bin,\nor is hub:ORG/NAME[@REVISION];"
+                                " FILE is a LoRA in GGUF.", 1,
                                 2, &code);
     if (o == NULL)
         return code;
@@ -554,7 +555,7 @@ static int adapter_rm(int argc, char **argv)
 int cmd_adapter(int argc, char **argv)
 {
     static const struct subcmd table[] = {
-        { "add", "NAME DIR|hub:ORG/NAME --base FILE", "add a PEFT folder as a new version",
+        { "add", "NAME DIR|FILE|hub:ORG/NAME --base FILE", "add an adapter as a new version",
           adapter_add },
         { "list", "", "list adapters", adapter_list },
         { "show", "NAME[@VERSION]", "facts of a version and its modules", adapter_show },

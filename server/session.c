@@ -68,7 +68,7 @@ static int add_adapter(struct session *s, struct store *st, const char *tenant, 
     if (st != NULL && name[0] != '.' && name[0] != '/')
         rc = load_from_db(st, tenant, name, s->base, &src, &id, err);
     else
-        rc = peft_load_dir(&s->base->arch, name, &src, err);
+        rc = adapter_load(&s->base->arch, name, &src, err);
     if (rc == ERR_OK) /* from a folder; the store has them */
         rc = adapter_norms(s->base, src, err);
     struct adapter *a = NULL;
