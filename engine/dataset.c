@@ -83,9 +83,30 @@ static int bad_line(struct dataset *d, uint64_t line, const char *why, struct er
 
 /* --- one object --------------------------------------------------------------------------------------- */
 
+/* Values and members are many times larger in memory than in text, so they are counted first: what
+ * begins or parts them, outside strings. */
+static size_t count_values(const char *text, size_t len)
+{
+    size_t n = 1;
+    bool in_string = false;
+    for (size_t i = 0; i < len; i++) {
+        if (in_string && text[i] == '\\')
+            i++;
+        else if (text[i] == '"')
+            in_string = !in_string;
+        else if (!in_string)
+            n += text[i] == '{' || text[i] == '[' || text[i] == ',';
+    }
+    return n;
+}
+
 static json_t *parse(const char *text, size_t len, struct err *err)
 {
     json_error_t why;
+    if (count_values(text, len) > DATASET_MAX_VALUES) {
+        err_set(err, ERR_INVALID, "it has more than %d values", DATASET_MAX_VALUES);
+        return NULL;
+    }
     json_t *v = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, &why);
     if (v == NULL && json_error_code(&why) == json_error_out_of_memory)
         err_nomem(err);

@@ -43,7 +43,9 @@ struct dataset_opts {
     int64_t now;         /* unix seconds, for templates that write the date; 0: the clock.  Who reads
                           * the same data again later gives the same time */
 };
-enum { DATASET_MAX_LINE = 16 << 20, DATASET_BAD_KEPT = 100 };
+/* What one object may have: bytes, values and members, answers.  They bound memory and time. */
+enum { DATASET_MAX_LINE = 16 << 20, DATASET_MAX_VALUES = 1 << 18, DATASET_MAX_ANSWERS = 1024 };
+enum { DATASET_BAD_KEPT = 100 };
 #define DATASET_MAX_TOKENS ((uint64_t)1 << 31)
 
 struct dataset_bad {

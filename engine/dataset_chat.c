@@ -141,7 +141,8 @@ static const char marker[] = "\xe2\x9f\xa6 lorad \xe2\x9f\xa7";
 
 static bool is_plain(const json_t *m)
 {
-    return json_string_length(json_object_get(m, "content")) > 0 &&
+    const json_t *content = json_object_get(m, "content");
+    return (json_string_length(content) > 0 || json_array_size(content) > 0) &&
            json_array_size(json_object_get(m, "tool_calls")) == 0;
 }
 
@@ -201,13 +202,24 @@ static int find_answer(struct reader *r, const struct form *f, size_t i, struct 
     return ERR_OK;
 }
 
+/* The last prompt was as long as an example may be, so nothing of this answer would be left. */
+static bool out_of_reach(const struct reader *r, size_t last_from)
+{
+    if (last_from < (size_t)r->o.max_length)
+        return false;
+    r->rep->cut++;
+    r->rep->empty++;
+    return true;
+}
+
 static int apart(struct reader *r, const struct form *f, struct texts *t, struct err *err)
 {
     int rc = ERR_OK;
+    size_t from = 0;
     for (size_t i = 0; i < json_array_size(f->messages) && rc == ERR_OK; i++) {
-        if (!f->learn[i])
+        if (!f->learn[i] || out_of_reach(r, from))
             continue;
-        size_t at = 0, from = 0;
+        size_t at = 0;
         rc = turns(r, f->messages, f->tools, i, false, &t->prompt, err);
         if (rc == ERR_OK)
             rc = turns(r, f->messages, f->tools, i + 1, true, &t->turn, err);
@@ -237,10 +249,10 @@ static int lines(struct reader *r, const struct form *f, struct texts *t, struct
         return err_set(err, ERR_INVALID, "`tools` needs a chat template, and %s has none",
                        r->m.base->name);
     rc = chat_lines_render(f->messages, json_array_size(f->messages), &t->whole, err);
+    size_t from = 0;
     for (size_t i = 0; i < json_array_size(f->messages) && rc == ERR_OK; i++) {
-        if (!f->learn[i])
+        if (!f->learn[i] || out_of_reach(r, from))
             continue;
-        size_t from = 0;
         buf_free(&t->prompt);
         rc = chat_lines_render(f->messages, i, &t->prompt, err);
         const size_t at = t->prompt.len;

@@ -106,14 +106,18 @@ static int add_messages(struct form *f, const json_t *list, bool learnable, stru
 
 static int check_learned(const struct form *f, struct err *err)
 {
-    const size_t n = json_array_size(f->messages);
-    for (size_t i = 0; i < n; i++)
-        if (f->learn[i] && i == 0)
-            return bad(i, err, " is an answer, and nothing comes before it", "; give it \"weight\": 0");
-        else if (f->learn[i])
-            return ERR_OK;
-    return err_set(err, ERR_INVALID, "there is nothing to learn: no message is the assistant's%s",
-                   n > 0 ? " with a weight of 1" : "");
+    size_t answers = 0;
+    for (size_t i = 0; i < json_array_size(f->messages); i++)
+        answers += f->learn[i];
+    if (answers == 0)
+        return err_set(err, ERR_INVALID, "there is nothing to learn: no message is the assistant's "
+                       "and has a weight of 1");
+    if (answers > DATASET_MAX_ANSWERS)
+        return err_set(err, ERR_INVALID, "it has %zu answers: at most %d are learned from one line",
+                       answers, DATASET_MAX_ANSWERS);
+    if (f->learn[0])
+        return bad(0, err, " is an answer, and nothing comes before it", "; give it \"weight\": 0");
+    return ERR_OK;
 }
 
 static int get_list(const json_t *o, const char *name, const json_t **ret, struct err *err)
