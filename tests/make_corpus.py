@@ -412,6 +412,28 @@ CHAT = {"messages": [{"role": "system", "content": "s"},
         "response_format": {"type": "text"}, "user": "u"}
 
 
+# --- training data: a chat template, a NUL, a byte of options, the file ---------------------------
+def turns(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
+
+
+CHATML = ("{% for m in messages %}{{ '[' ~ m.role ~ ']' ~ (m.content or '') ~ (m.tool_calls or '') ~ eos_token }}"
+          "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}")
+REASONING = ("{{ bos_token }}{% for m in messages %}{{ m.role }}:{% if loop.last %}{{ m.content }}{% else %}"
+             "{{ m.content.split('|')[-1] }}{% endif %}{{ eos_token }}{% endfor %}"
+             "{% if add_generation_prompt %}assistant:>{% endif %}")
+LINES = [{"text": "the sea"}, {"prompt": "the ", "completion": "sea"},
+         {"instruction": "a", "input": "b", "output": "c"}, {"instruction": "a", "output": "c", "id": 1},
+         {"messages": [{"role": "system", "content": "s"}] + turns("a", "b", "c", "d")},
+         {"messages": turns("a", "x|b", "c", "y|d"), "tools": []},
+         {"messages": turns("a") + [{"role": "assistant", "content": "b", "weight": 0}] + turns("c", "d")},
+         {"messages": turns("a") + [{"role": "assistant", "content": None, "tool_calls": [
+             {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+             {"role": "tool", "content": "r", "tool_call_id": "1"}] + turns("x", "y")[1:]},
+         {"prompt": turns("a", "b", "c"), "completion": turns("", "d")[1:]},
+         {"system": "s", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+
+
 def main(lorad):
     for target in os.listdir(HERE) if os.path.isdir(HERE) else []:
         for name in os.listdir(os.path.join(HERE, target)):
@@ -506,6 +528,15 @@ def main(lorad):
          dump(LORA).encode() + b"%%%%weights\n" + demo)
     demo_tar = tar({"adapter_config.json": dump(LORA).encode(), "adapter_model.safetensors": demo})
     seed("api", "put", b"PUT /v1/adapters/t?activate=false\n\n" + demo_tar)
+
+    lines = "\n".join(map(dump, LINES))
+    seed("dataset", "lines", "\0\x10" + lines)
+    seed("dataset", "chatml", CHATML + "\0\x31" + lines)
+    seed("dataset", "reasoning", REASONING + "\0\x02" + lines + "\r\n\r\n")
+    seed("dataset", "array", "\0\x50\ufeff " + json.dumps(LINES, indent=1) + "\n")
+    seed("dataset", "short", "\0\x0d" + lines)
+    seed("dataset", "bad", "\0\x01" + "\n".join(['{"text":"a"}', "{", '{"text":1}', '{"text":"a"}', "[]", '{"messages":[]}',
+                                                 '{"text":"\\ud800"}', '{"text":"a","text":"b"}', '{}']))
 
 
 if __name__ == "__main__":
