@@ -145,11 +145,25 @@ static int submit(struct api_ctx *c, const struct gen_params *p, struct api_call
     return ERR_OK;
 }
 
+/* Sequences that do not fit the queue even when it is empty: trying again would not help. */
+static int check_queue(const struct api_ctx *c, const struct gen_params *p, size_t nprompts,
+                       struct err *err)
+{
+    const size_t room = (size_t)sched_max_queue(c->api->o.sched), wanted = nprompts * (size_t)p->n;
+    if (wanted <= room)
+        return ERR_OK;
+    return err_set_slug(err, ERR_INVALID, "invalid_value", p->n > 1 ? "n" : "prompt",
+                        "%zu prompts with n = %d ask for %zu choices: this server takes at most %zu at "
+                        "once (--max-queue)", nprompts, p->n, wanted, room);
+}
+
 int gen_start(struct api_ctx *c, const struct gen_params *p, struct gen_target *target,
               struct gen_prompt *prompts, size_t nprompts, struct err *err)
 {
     struct api_call *call = NULL;
-    int rc = make_call(c, p, nprompts, &call, err);
+    int rc = check_queue(c, p, nprompts, err);
+    if (rc == ERR_OK)
+        rc = make_call(c, p, nprompts, &call, err);
     if (rc != ERR_OK || call == NULL) {
         gen_prompts_free(prompts, nprompts);
         return rc;

@@ -433,3 +433,4 @@ void sched_destroy(struct sched *s)
 }
 
 int sched_max_context(const struct sched *s) { return s->max_context; }
+int sched_max_queue(const struct sched *s) { return s->max_queue; }

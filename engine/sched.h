@@ -92,6 +92,7 @@ size_t sched_work_bytes(const struct sched_opts *o);
 void sched_drain(struct sched *s, double seconds);
 void sched_destroy(struct sched *s); /* cancels everything, joins */
 int sched_max_context(const struct sched *s);
+int sched_max_queue(const struct sched *s); /* a request of more sequences can never be taken whole */
 
 /* Any thread.  Validates (ERR_INVALID; slug "context_length_exceeded" when the prompt is too long
  * names both numbers), queues (ERR_BUSY when full, ERR_UNAVAILABLE when draining).  *ret is the

@@ -34,7 +34,7 @@ static const struct opt table[] = {
     { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false },
     { "max-seqs", 0, "N", "64", "sequences that run at once", false },
     { "step-tokens", 0, "N", "512", "token rows of one step", false },
-    { "max-queue", 0, "N", "256", "sequences that wait; more are answered 429", false },
+    { "max-queue", 0, "N", "256", "sequences that wait; more are answered 429 (400 if one request asks for more)", false },
     { "context", 0, "N", "0", "longest sequence; 0: what the model allows", false },
     { "max-upload", 0, "SIZE", "2G", "largest adapter", false },
     { "max-uploads", 0, "N", "4", "uploads at once", false },

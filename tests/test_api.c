@@ -2,6 +2,7 @@
 #include "tests/support_serve.h"
 
 #include <math.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -976,26 +977,78 @@ static void a_server_that_others_can_reach_needs_a_key_even_when_there_is_none(v
 
 /* --- pressure ---------------------------------------------------------------------------------------------- */
 
+static sem_t gate;
+
+/* The engine stands still here until the gate is opened. */
+static void hold(void *ud)
+{
+    (void)ud;
+    sem_wait(&gate);
+    sem_post(&gate);
+}
+
+/* One sequence that runs, and does not end before the gate is open, and one that waits; the
+ * caller's. */
+static void keep_busy(struct serve *s, struct gen *ret[2])
+{
+    static const int32_t token = 300;
+    struct gen_request q = { .prompt = &token, .nprompt = 1, .max_tokens = 9, .ignore_eos = true,
+                             .wake = hold };
+    sample_defaults(&q.sample);
+    sem_init(&gate, 0, 0);
+    for (int i = 0; i < 2; i++) {
+        struct err err = { 0 };
+        if (sched_submit(s->sched, &q, &ret[i], &err) != ERR_OK)
+            fail_msg("%s", err.msg);
+        if (i == 0)
+            gen_wait(ret[0], 0);
+    }
+}
+
 static void a_full_queue_is_429_with_retry_after_and_nothing_stays_behind(void **state)
 {
     (void)state;
     const struct serve_opts o = { .max_queue = 2, .max_seqs = 1 };
     struct serve *s = serve_open(&o);
     struct serve_resp r;
-    call(s, "POST", C, "{\"prompt\":\"a\",\"n\":16,\"max_tokens\":400,\"ignore_eos\":true}", &r);
+    struct gen *busy[2];
+    keep_busy(s, busy);
+    call(s, "POST", C, "{\"prompt\":\"a\",\"n\":2,\"max_tokens\":400,\"ignore_eos\":true}", &r);
     assert_int_equal(r.status, 429);
     assert_non_null(serve_header(&r, "Retry-After"));
     assert_string_equal(text_at(&r, "error.code"), "queue_full");
     serve_resp_free(&r);
-    /* The others were cancelled, which the engine notices within a step or two. */
+    sem_post(&gate);
+    gen_release(busy[0]);
+    gen_release(busy[1]);
+    /* All were cancelled, which the engine notices within a step or two. */
     int status = 429;
     for (int i = 0; i < 2000 && status == 429; i++) {
-        call(s, "POST", C, "{\"prompt\":\"a\",\"max_tokens\":2}", &r);
+        call(s, "POST", C, "{\"prompt\":\"a\",\"n\":2,\"max_tokens\":2}", &r);
         status = r.status;
         serve_resp_free(&r);
         usleep(1000);
     }
     assert_int_equal(status, 200);
+    serve_close(s);
+}
+
+/* Trying again would not help. */
+static void more_choices_than_the_queue_holds_are_400(void **state)
+{
+    (void)state;
+    const struct serve_opts o = { .max_queue = 2, .max_seqs = 1 };
+    struct serve *s = serve_open(&o);
+    struct serve_resp r;
+    call(s, "POST", C, "{\"prompt\":\"a\",\"n\":3}", &r);
+    assert_int_equal(r.status, 400);
+    assert_string_equal(text_at(&r, "error.param"), "n");
+    assert_non_null(strstr(serve_message(&r), "takes at most 2 at once (--max-queue)"));
+    serve_resp_free(&r);
+    call(s, "POST", C, "{\"prompt\":[\"a\",\"b\",\"c\"]}", &r);
+    assert_int_equal(r.status, 400);
+    assert_string_equal(text_at(&r, "error.param"), "prompt");
+    serve_resp_free(&r);
     serve_close(s);
 }
 
@@ -1084,6 +1137,7 @@ int main(void)
         cmocka_unit_test(with_keys_each_tenant_sees_its_own_and_nothing_else),
         cmocka_unit_test(a_server_that_others_can_reach_needs_a_key_even_when_there_is_none),
         cmocka_unit_test(a_full_queue_is_429_with_retry_after_and_nothing_stays_behind),
+        cmocka_unit_test(more_choices_than_the_queue_holds_are_400),
         cmocka_unit_test(a_generation_past_its_deadline_is_504),
         cmocka_unit_test(a_draining_server_is_not_ready_and_takes_no_work),
         cmocka_unit_test(the_web_page_has_an_etag_and_a_policy),

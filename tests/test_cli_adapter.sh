@@ -1,34 +1,8 @@
 #!/bin/sh
 # lorad adapter, tenant, key and check, as somebody types them, on the demo base and its adapters.
-set -u
-lorad=$(realpath "${LORAD:-build/lorad}")
-demo=$(pwd)/examples/demo-base
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-cd "$dir" || exit 1
-passed=0 failed=0
+. tests/support_cli.sh
 export LORAD_DB=a.db
 
-# want CODE TEXT COMMAND...: exit code, and TEXT somewhere in what it printed
-want() {
-    code=$1 text=$2
-    shift 2
-    "$@" >out 2>&1
-    got=$?
-    if [ $got = "$code" ] && grep -qF -e "$text" out; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $*: exit $got (wanted $code), no \"$text\" in:"
-        cat out
-        failed=$((failed + 1))
-    fi
-}
-same() { # FILE FILE
-    if cmp -s "$1" "$2"; then passed=$((passed + 1)); else
-        echo "FAILED: $1 and $2 differ"
-        failed=$((failed + 1))
-    fi
-}
 
 "$lorad" import "$demo" -o demo.base >out 2>&1 || cat out
 A=$demo/adapters
@@ -36,7 +10,7 @@ A=$demo/adapters
 # nothing is made by looking
 want 1 "there is no database a.db" "$lorad" adapter list
 want 1 "there is no database a.db" "$lorad" check
-[ ! -e a.db ] || { echo "FAILED: looking made a database"; failed=$((failed + 1)); }
+missing a.db "looking made a database"
 
 want 0 "s@1: lora, rank 16, 35 modules, 1.0 MiB, live" "$lorad" adapter add s "$A/shakespeare" --base demo.base
 want 0 "s@1 has this content already" "$lorad" adapter add s "$A/shakespeare" --base demo.base
@@ -94,14 +68,13 @@ want 1 "there is no tenant nobody" "$lorad" adapter list --tenant nobody
 # keys: the key alone on stdout
 key=$("$lorad" key create --tenant acme --label laptop 2>/dev/null)
 case $key in
-lorad_???????????????????????????????????????????) passed=$((passed + 1)) ;;
-*) echo "FAILED: key create printed \"$key\""; failed=$((failed + 1)) ;;
+lorad_???????????????????????????????????????????) ok ;;
+*) bad "key create printed \"$key\"" ;;
 esac
 want 0 "laptop" "$lorad" key list
 want 0 "$(printf %.12s "$key")" "$lorad" key list --tenant acme
 if "$lorad" key list --json | grep -qF "$key"; then
-    echo "FAILED: key list shows the key"
-    failed=$((failed + 1))
+    bad "key list shows the key"
 fi
 want 0 "key 1 revoked" "$lorad" key revoke 1
 want 0 "revoked" "$lorad" key list
@@ -120,5 +93,4 @@ want 1 "" "$lorad" adapter add x "$A/whitman" --base a.db
 want 1 "not a lorad database" "$lorad" adapter list --db demo.base
 want 0 "usage: lorad adapter show" "$lorad" adapter show --help
 
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+finish

@@ -1,34 +1,8 @@
 #!/bin/sh
 # lorad logits and lorad perplexity, as somebody types them, on the demo base and its adapters.
-set -u
-lorad=$(realpath "${LORAD:-build/lorad}")
-demo=$(pwd)/examples/demo-base
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-cd "$dir" || exit 1
-passed=0 failed=0
+. tests/support_cli.sh
 export LORAD_BASE=demo.base
 
-# want CODE TEXT COMMAND...: exit code, and TEXT somewhere in what it printed
-want() {
-    code=$1 text=$2
-    shift 2
-    "$@" >out 2>&1
-    got=$?
-    if [ $got = "$code" ] && grep -qF -e "$text" out; then
-        passed=$((passed + 1))
-    else
-        echo "FAILED: $*: exit $got (wanted $code), no \"$text\" in:"
-        cat out
-        failed=$((failed + 1))
-    fi
-}
-same() { # FILE FILE
-    if cmp -s "$1" "$2"; then passed=$((passed + 1)); else
-        echo "FAILED: $1 and $2 differ"
-        failed=$((failed + 1))
-    fi
-}
 check() { # TEXT PYTHON-EXPRESSION
     if python3 -c "import json, math, struct
 def ppl(name): return json.load(open(name))
@@ -36,10 +10,9 @@ def st(name):
     raw = open(name, 'rb').read()
     n = struct.unpack('<Q', raw[:8])[0]
     return json.loads(raw[8:8 + n]), raw[8 + n:]
-assert $2" 2>why; then passed=$((passed + 1)); else
-        echo "FAILED: $1"
+assert $2" 2>why; then ok; else
+        bad "$1"
         tail -1 why
-        failed=$((failed + 1))
     fi
 }
 
@@ -104,7 +77,6 @@ want 1 "nothere" "$lorad" perplexity nothere.txt
 want 1 "nothere" "$lorad" perplexity --adapter nothere text.txt
 want 2 "precision" "$lorad" perplexity --precision sloppy text.txt
 want 0 "[exact]" "$lorad" perplexity --help
-[ ! -e z.safetensors ] || { echo "FAILED: a refused call left a file"; failed=$((failed + 1)); }
+missing z.safetensors "a refused call left a file"
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

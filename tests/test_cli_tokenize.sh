@@ -1,24 +1,9 @@
 #!/bin/sh
 # lorad tokenize as somebody types it, on the demo base's tokenizer.  The ids of "Hello world" are the
 # reference's (tests/data/tokenizer_cases.json).
-set -u
-lorad=$(realpath "${LORAD:-build/lorad}")
-demo=$(pwd)/examples/demo-base
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-cd "$dir" || exit 1
-passed=0 failed=0
+. tests/support_cli.sh
 export LORAD_TOKENIZER="$demo/tokenizer.json"
 
-# is CODE TEXT COMMAND...: exit code, and all that it printed
-is() {
-    code=$1 text=$2
-    shift 2
-    got=$("$@" 2>&1 && echo .)
-    [ $? = "$code" ] && [ "${got%.}" = "$text" ] && passed=$((passed + 1)) && return
-    echo "FAILED: $*: \"${got%.}\" instead of \"$text\""
-    failed=$((failed + 1))
-}
 newline='
 '
 hello=490,285,1965,886
@@ -41,5 +26,4 @@ unset LORAD_TOKENIZER
 "$lorad" import "$demo" -o demo.base >/dev/null 2>&1
 is 0 "[1,$hello]$newline" "$lorad" tokenize --base demo.base --ids 'Hello world'
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

@@ -35,11 +35,17 @@ if [ -n "$demo" ]; then
         "$lorad" adapter show "$a" --db "$db" >/dev/null 2>&1 ||
             "$lorad" adapter add "$a" "$src/adapters/$a" --db "$db" --base "$base"
     done
-    cat <<'EOF'
+    port=${LORAD_PORT:-8080} before=
+    for word in "$@"; do
+        case $word in --port=*) port=${word#--port=} ;; esac
+        [ "$before" != --port ] || port=$word
+        before=$word
+    done
+    cat <<EOF
 
 Try, in another terminal:
-  curl -s http://127.0.0.1:8080/v1/completions -d '{"model": "shakespeare", "prompt": "My lord,", "max_tokens": 40}'
-or open http://127.0.0.1:8080/ in a browser.
+  curl -s http://127.0.0.1:$port/v1/completions -d '{"model": "shakespeare", "prompt": "My lord,", "max_tokens": 40}'
+or open http://127.0.0.1:$port/ in a browser.
 
 EOF
 fi
