@@ -13,136 +13,181 @@ enum { LANES = 16, BLOCK = 256 };
 
 static int imin(int a, int b) { return a < b ? a : b; }
 
-/* Sum of a[i] * b[i] * c[i]. */
-static float sum3(const float *a, const float *b, const float *c, int n)
-{
-    float lane[LANES] = { 0 };
-    int i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            lane[l] += a[i + l] * b[i + l] * c[i + l];
-    for (int l = 0; i + l < n; l++)
-        lane[l] += a[i + l] * b[i + l] * c[i + l];
-    return dot_tree(lane);
-}
-
 /* With s = 1 / sqrt(mean(x^2) + eps):  dx = s (w dy - x s^2 mean(w dy x)). */
-void grad_rmsnorm(const struct ops *ops, const float *x, const float *w, float eps, int n,
-                  const float *dy, float *dx)
+void grad_rmsnorm(const struct ops *ops, const float *restrict x, const float *restrict w,
+                  float eps, int n, const float *restrict dy, float *restrict dx)
 {
     (void)ops;
-    float lane[LANES] = { 0 };
+    float square[LANES] = { 0 }, cross[LANES] = { 0 };
     int i = 0;
     for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            square[l] += x[i + l] * x[i + l];
+            cross[l] += x[i + l] * w[i + l] * dy[i + l];
+        }
+    for (int l = 0; i + l < n; l++) {
+        square[l] += x[i + l] * x[i + l];
+        cross[l] += x[i + l] * w[i + l] * dy[i + l];
+    }
+    const float s = 1.0f / sqrtf(dot_tree(square) / (float)n + eps);
+    const float back = dot_tree(cross) / (float)n * s * s * s;
+    for (i = 0; i + LANES <= n; i += LANES)
         for (int l = 0; l < LANES; l++)
-            lane[l] += x[i + l] * x[i + l];
-    for (int l = 0; i + l < n; l++)
-        lane[l] += x[i + l] * x[i + l];
-    const float s = 1.0f / sqrtf(dot_tree(lane) / (float)n + eps);
-    const float back = sum3(x, w, dy, n) / (float)n * s * s * s;
-    for (i = 0; i < n; i++)
+            dx[i + l] += w[i + l] * dy[i + l] * s - x[i + l] * back;
+    for (; i < n; i++)
         dx[i] += w[i] * dy[i] * s - x[i] * back;
 }
 
+static float mean_of(const float *x, int n)
+{
+    float lane[LANES] = { 0 };
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lane[l] += x[i + l];
+    for (int l = 0; i + l < n; l++)
+        lane[l] += x[i + l];
+    return dot_tree(lane) / (float)n;
+}
+
+/* What layernorm's derivative sums, lane l. */
+struct layernorm_sums {
+    float square[LANES], g[LANES], cross[LANES];
+};
+
+static inline void layernorm_add(struct layernorm_sums *t, int l, float d, float g)
+{
+    t->square[l] += d * d;
+    t->g[l] += g;
+    t->cross[l] += g * d;
+}
+
 /* With u = (x - mean(x)) s and g = w dy:  dx = s (g - mean(g) - u mean(g u)). */
-void grad_layernorm(const struct ops *ops, const float *x, const float *w, float eps, int n,
-                    const float *dy, float *dx)
+void grad_layernorm(const struct ops *ops, const float *restrict x, const float *restrict w,
+                    float eps, int n, const float *restrict dy, float *restrict dx)
 {
     (void)ops;
-    float lane[LANES] = { 0 }, square[LANES] = { 0 }, sum[LANES] = { 0 }, cross[LANES] = { 0 };
-    for (int i = 0; i < n; i++)
-        lane[i % LANES] += x[i];
-    const float mean = dot_tree(lane) / (float)n;
-    for (int i = 0; i < n; i++) {
-        const float d = x[i] - mean, g = w[i] * dy[i];
-        square[i % LANES] += d * d;
-        sum[i % LANES] += g;
-        cross[i % LANES] += g * d;
-    }
-    const float s = 1.0f / sqrtf(dot_tree(square) / (float)n + eps);
-    const float mean_g = dot_tree(sum) / (float)n;
-    const float back = dot_tree(cross) / (float)n * s * s;
-    for (int i = 0; i < n; i++)
+    struct layernorm_sums sums = { 0 };
+    const float mean = mean_of(x, n);
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            layernorm_add(&sums, l, x[i + l] - mean, w[i + l] * dy[i + l]);
+    for (int l = 0; i + l < n; l++)
+        layernorm_add(&sums, l, x[i + l] - mean, w[i + l] * dy[i + l]);
+    const float s = 1.0f / sqrtf(dot_tree(sums.square) / (float)n + eps);
+    const float mean_g = dot_tree(sums.g) / (float)n;
+    const float back = dot_tree(sums.cross) / (float)n * s * s;
+    for (i = 0; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            dx[i + l] += (w[i + l] * dy[i + l] - mean_g - (x[i + l] - mean) * back) * s;
+    for (; i < n; i++)
         dx[i] += (w[i] * dy[i] - mean_g - (x[i] - mean) * back) * s;
 }
 
-static float clamp(float x, float limit)
-{
-    return x < -limit ? -limit : x > limit ? limit : x;
-}
-
 /* --- activations ----------------------------------------------------------------------------
- * In blocks: `slope` gets act'(gate), then both results follow; so either may overwrite its input.
- * Beyond the limits below act' is 0 or 1 to the last bit that matters, and e stays finite. */
-static void finish(const float *up, const float *dy, const float *slope, const float *value, int n,
-                   float *dgate, float *dup)
+ * All are act(x) = x p(x) with p from 0 to 1.  They work on copies of BLOCK numbers, filled up to whole
+ * vectors, so that a result may overwrite an input. */
+struct block {
+    _Alignas(64) float x[BLOCK], up[BLOCK], dy[BLOCK];
+    _Alignas(64) float c[BLOCK]; /* x where act'(x) is neither 0 nor 1; never 0 */
+    _Alignas(64) float p[BLOCK], slope[BLOCK]; /* p(c), act'(c) */
+};
+
+/* c from x.  Below -limit x p is 0 but for what rounding leaves, and x is cut for its sake. */
+static void clip(struct block *b, float limit, int n)
 {
-    if (up == NULL) {
-        for (int i = 0; i < n; i++)
-            dgate[i] = dy[i] * slope[i];
-        return;
-    }
-    for (int i = 0; i < n; i++) {
-        const float u = up[i];
-        dup[i] = dy[i] * value[i];
-        dgate[i] = dy[i] * u * slope[i];
-    }
+    const float tiny = 1e-30f;
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++)
+            b->x[l] = b->x[l] < -limit ? -limit : b->x[l];
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++)
+            b->c[l] = b->x[l] > limit ? limit : b->x[l];
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++)
+            b->c[l] = fabsf(b->c[l]) < tiny ? tiny : b->c[l];
 }
 
-/* act = x p with p = 1 / (1 + e), e = exp(-x), 1 - p = e p:  act' = p + x p e p. */
-static void silu_block(const struct ops *ops, const float *x, int n, float *slope, float *value)
+/* p = 1 / (1 + e), e = exp(-x), 1 - p = e p:  act' = p + x p e p. */
+static void silu_block(const struct ops *ops, struct block *b, int n)
 {
-    for (int i = 0; i < n; i++)
-        slope[i] = -clamp(x[i], 80);
-    ops->exp(slope, n, slope);
-    for (int i = 0; i < n; i++) {
-        const float c = clamp(x[i], 80), e = slope[i], p = 1.0f / (1.0f + e);
-        value[i] = (x[i] > 0 ? x[i] : c) * p;
-        slope[i] = p + c * (e * p) * p;
-    }
+    clip(b, 80, n);
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++)
+            b->slope[l] = -b->c[l];
+    ops->exp(b->slope, n, b->slope);
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++) {
+            const float c = b->c[l], e = b->slope[l], p = 1.0f / (1.0f + e);
+            b->p[l] = p;
+            b->slope[l] = p + c * (e * p) * p;
+        }
 }
 
 /* The same with e = exp(-2z), whose derivative by x is e * (a + 3 b x^2); see OPS_GELU_A. */
-static void gelu_tanh_block(const struct ops *ops, const float *x, int n, float *slope,
-                            float *value)
+static void gelu_tanh_block(const struct ops *ops, struct block *b, int n)
 {
-    for (int i = 0; i < n; i++) {
-        const float c = clamp(x[i], 9);
-        slope[i] = c * (c * c * OPS_GELU_B + OPS_GELU_A);
-    }
-    ops->exp(slope, n, slope);
-    for (int i = 0; i < n; i++) {
-        const float c = clamp(x[i], 9), e = slope[i], p = 1.0f / (1.0f + e);
-        value[i] = (x[i] > 0 ? x[i] : c) * p;
-        slope[i] = p - c * (e * p) * p * (3 * OPS_GELU_B * (c * c) + OPS_GELU_A);
-    }
+    clip(b, 9, n);
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++)
+            b->slope[l] = b->c[l] * (b->c[l] * b->c[l] * OPS_GELU_B + OPS_GELU_A);
+    ops->exp(b->slope, n, b->slope);
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++) {
+            const float c = b->c[l], e = b->slope[l], p = 1.0f / (1.0f + e);
+            b->p[l] = p;
+            b->slope[l] = p - c * (e * p) * p * (3 * OPS_GELU_B * (c * c) + OPS_GELU_A);
+        }
 }
 
-/* act' = Phi(x) + x phi(x), Phi(x) = act(x) / x. */
-static void gelu_erf_block(const struct ops *ops, const float *x, int n, float *slope, float *value)
+/* p = Phi(x) = act(x) / x:  act' = p + x phi(x). */
+static void gelu_erf_block(const struct ops *ops, struct block *b, int n)
 {
     const float inv_sqrt_2pi = 0x1.988454p-2f;
-    for (int i = 0; i < n; i++)
-        slope[i] = clamp(x[i], 14) * clamp(x[i], 14) * -0.5f;
-    ops->exp(slope, n, slope);
-    ops->gelu_erf(x, NULL, n, value);
-    for (int i = 0; i < n; i++) {
-        const float half = fabsf(x[i]) < 1e-30f ? 0.5f : value[i] / x[i];
-        slope[i] = half + clamp(x[i], 14) * slope[i] * inv_sqrt_2pi;
-    }
+    clip(b, 14, n);
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++)
+            b->slope[l] = b->c[l] * b->c[l] * -0.5f;
+    ops->exp(b->slope, n, b->slope);
+    ops->gelu_erf(b->c, NULL, n, b->p);
+    for (int i = 0; i < n; i += LANES)
+        for (int l = i; l < i + LANES; l++) {
+            b->p[l] /= b->c[l];
+            b->slope[l] = b->p[l] + b->c[l] * b->slope[l] * inv_sqrt_2pi;
+        }
 }
 
-typedef void (*block_fn)(const struct ops *ops, const float *x, int n, float *slope, float *value);
+static void fill(float *to, const float *from, int n, int whole)
+{
+    memcpy(to, from, (size_t)n * sizeof *to);
+    memset(to + n, 0, (size_t)(whole - n) * sizeof *to);
+}
+
+typedef void (*block_fn)(const struct ops *ops, struct block *b, int n);
 
 static void grad_act(const struct ops *ops, block_fn fn, const float *gate, const float *up,
                      const float *dy, int n, float *dgate, float *dup)
 {
-    float slope[BLOCK], value[BLOCK];
-    for (int i = 0; i < n; i += BLOCK) {
-        const int m = imin(BLOCK, n - i);
-        fn(ops, gate + i, m, slope, value);
-        finish(up != NULL ? up + i : NULL, dy + i, slope, value, m, dgate + i,
-               up != NULL ? dup + i : NULL);
+    struct block b;
+    for (int at = 0; at < n; at += BLOCK) {
+        const int m = imin(BLOCK, n - at), whole = (m + LANES - 1) / LANES * LANES;
+        fill(b.x, gate + at, m, whole);
+        fill(b.dy, dy + at, m, whole);
+        fn(ops, &b, whole);
+        for (int i = 0; i < whole; i += LANES)
+            for (int l = i; l < i + LANES; l++)
+                b.slope[l] *= b.dy[l];
+        if (up != NULL) {
+            fill(b.up, up + at, m, whole);
+            for (int i = 0; i < whole; i += LANES)
+                for (int l = i; l < i + LANES; l++) {
+                    b.slope[l] *= b.up[l];
+                    b.x[l] *= b.p[l] * b.dy[l];
+                }
+            memcpy(dup + at, b.x, (size_t)m * sizeof *dup);
+        }
+        memcpy(dgate + at, b.slope, (size_t)m * sizeof *dgate);
     }
 }
 

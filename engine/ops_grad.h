@@ -18,7 +18,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* dx += the derivative by x, the norm's input.  (The bias of layernorm has no part in it.) */
+/* dx += the derivative by x, the norm's input (the bias of layernorm has no part in it).  dx overlaps
+ * nothing. */
 void grad_rmsnorm(const struct ops *ops, const float *x, const float *w, float eps, int n,
                   const float *dy, float *dx);
 void grad_layernorm(const struct ops *ops, const float *x, const float *w, float eps, int n,
