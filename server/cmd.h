@@ -17,6 +17,8 @@ int cmd_pull(int argc, char **argv);       /* cmd_pull.c */
 int cmd_quantize(int argc, char **argv);   /* cmd_quantize.c */
 int cmd_tokenize(int argc, char **argv);   /* cmd_tokenize.c */
 int cmd_generate(int argc, char **argv);   /* cmd_generate.c */
+int cmd_train(int argc, char **argv);      /* cmd_train.c */
+int cmd_eval(int argc, char **argv);       /* cmd_eval.c */
 int cmd_logits(int argc, char **argv);     /* cmd_inspect.c */
 int cmd_perplexity(int argc, char **argv); /* cmd_inspect.c */
 int cmd_adapter(int argc, char **argv);    /* cmd_adapter.c */

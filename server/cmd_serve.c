@@ -9,6 +9,7 @@
 #include "server/cmd.h"
 #include "server/http.h"
 #include "server/options.h"
+#include "server/session.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -194,26 +195,6 @@ static int start_engine(struct server *s, struct err *err)
     return rc;
 }
 
-/* --chat-template, or what the base brought along.  Neither: chat is plain lines. */
-static int open_template(struct server *s, const char *file, struct err *err)
-{
-    char name[300], *text = NULL;
-    size_t len;
-    int rc = ERR_OK;
-    if (file != NULL)
-        rc = file_read(file, (size_t)4 << 20, &text, &len, err);
-    else if (s->base->chat_template == NULL)
-        return ERR_OK;
-    snprintf(name, sizeof name, "the chat template %s %.250s", file ? "file" : "of",
-             file ? file : s->base->name);
-    if (rc == ERR_OK)
-        rc = chat_template_open(name, text ? text : s->base->chat_template,
-                                s->base->tokenizer_config, &s->chat, err);
-    free(text);
-    s->ao.chat_template = s->chat;
-    return rc;
-}
-
 static int start_api(struct server *s, const char *host, bool access_log, struct err *err)
 {
     int rc = http_listen(host, s->port, &s->fd, &s->port, &s->ao.loopback, err);
@@ -225,6 +206,7 @@ static int start_api(struct server *s, const char *host, bool access_log, struct
                        host, s->db_path, s->db_path);
     s->ao.base = s->base;
     s->ao.tokenizer = s->tokenizer;
+    s->ao.chat_template = s->chat;
     s->ao.sched = s->sched;
     s->ao.adapters = s->adapters;
     s->ao.compute = &s->compute;
@@ -317,7 +299,7 @@ static int serve(const struct opts *o, struct server *s, struct err *err)
     if (rc == ERR_OK)
         rc = load_base(s, opt_str(o, "base"), opt_flag(o, "mmap"), memory, kv, cache, err);
     if (rc == ERR_OK)
-        rc = open_template(s, opt_str(o, "chat-template"), err);
+        rc = session_template(s->base, opt_str(o, "chat-template"), &s->chat, err);
     if (rc == ERR_OK)
         rc = start_engine(s, err);
     if (rc == ERR_OK)

@@ -22,6 +22,8 @@ static const struct cmd commands[] = {
     { "pull", "download a model from the Hugging Face hub and make a base file of it", cmd_pull },
     { "quantize", "4-bit codes of a safetensors file, in the reference's form", cmd_quantize },
     { "tokenize", "text to token ids and back", cmd_tokenize },
+    { "train", "train an adapter, without a server", cmd_train },
+    { "eval", "how well the model and adapters predict the answers of a data file", cmd_eval },
     { "generate", "continue a prompt", cmd_generate },
     { "logits", "write the logits of a sequence of tokens", cmd_logits },
     { "perplexity", "how well the model predicts a text", cmd_perplexity },
@@ -35,7 +37,7 @@ enum { NCOMMANDS = sizeof commands / sizeof commands[0] };
 
 static int usage(FILE *to, int code)
 {
-    fprintf(to, "lorad serves one 4-bit base model with thousands of LoRA and AdaLoRA adapters.\n\n"
+    fprintf(to, "lorad serves one 4-bit base model with thousands of LoRA and AdaLoRA adapters, and trains them.\n\n"
                 "usage: lorad COMMAND [options]      lorad COMMAND --help\n\n");
     for (int i = 0; i < NCOMMANDS; i++)
         fprintf(to, "  %-12s %s\n", commands[i].name, commands[i].summary);

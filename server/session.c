@@ -4,6 +4,7 @@
 #include "store/store.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -112,7 +113,7 @@ static int add_adapters(struct session *s, const struct opts *o, struct err *err
 }
 
 /* --- opening ------------------------------------------------------------------------------------ */
-int session_open(const struct opts *o, struct session *ret)
+static int open_session(const struct opts *o, bool adapters, struct session *ret)
 {
     struct session s = { 0 };
     struct err err = { 0 };
@@ -128,7 +129,7 @@ int session_open(const struct opts *o, struct session *ret)
     int rc = pool_create((int)threads, &s.compute.pool, &err);
     if (rc == ERR_OK)
         rc = base_load(base, s.compute.precision, opt_flag(o, "mmap"), &s.base, &err);
-    if (rc == ERR_OK)
+    if (rc == ERR_OK && adapters)
         rc = add_adapters(&s, o, &err);
     if (rc != ERR_OK) {
         session_close(&s);
@@ -136,6 +137,13 @@ int session_open(const struct opts *o, struct session *ret)
     }
     *ret = s;
     return 0;
+}
+
+int session_open(const struct opts *o, struct session *ret) { return open_session(o, true, ret); }
+
+int session_open_base(const struct opts *o, struct session *ret)
+{
+    return open_session(o, false, ret);
 }
 
 void session_close(struct session *s)
@@ -157,6 +165,25 @@ int session_tokenizer(struct session *s, struct err *err)
                        s->base->name);
     return tokenizer_load(s->base->tokenizer_json, s->base->tokenizer_json_len, &s->tokenizer,
                           err);
+}
+
+int session_template(const struct base *base, const char *file, struct chat_template **ret,
+                     struct err *err)
+{
+    char name[300], *text = NULL;
+    size_t len;
+    int rc = ERR_OK;
+    if (file != NULL)
+        rc = file_read(file, (size_t)4 << 20, &text, &len, err);
+    else if (base->chat_template == NULL)
+        return ERR_OK;
+    snprintf(name, sizeof name, "the chat template %s %.250s", file ? "file" : "of",
+             file ? file : base->name);
+    if (rc == ERR_OK)
+        rc = chat_template_open(name, text ? text : base->chat_template, base->tokenizer_config,
+                                ret, err);
+    free(text);
+    return rc;
 }
 
 /* --- running sequences ---------------------------------------------------------------------------- */

@@ -9,21 +9,24 @@
 
 #include "engine/adapter.h"
 #include "engine/base.h"
+#include "engine/chat_template.h"
 #include "engine/compute.h"
 #include "engine/forward.h"
 #include "engine/tokenizer.h"
 #include "server/options.h"
 
+#define SESSION_COMPUTE(default_precision)                                                        \
+    { "precision", 0, "fast|exact|f32", default_precision, "how linear layers multiply", false }, \
+    { "kernel", 0, "auto|scalar|avx2|avx512", "auto", "instruction set", false },                 \
+    { "threads", 't', "N", "0", "0: one per available CPU", false },                              \
+    { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false }
 #define SESSION_OPTIONS(default_precision)                                                        \
     { "base", 'b', "FILE", NULL, "base file made by lorad import", false },                       \
     { "adapter", 'a', "DIR[:WEIGHT]", NULL,                                                       \
       "PEFT folder, or NAME[@VERSION] with --db; may be repeated, results are added", true },     \
     { "db", 0, "FILE", NULL, "database that holds the adapters", false },                         \
     { "tenant", 0, "NAME", "default", "whose adapters, with --db", false },                       \
-    { "precision", 0, "fast|exact|f32", default_precision, "how linear layers multiply", false }, \
-    { "kernel", 0, "auto|scalar|avx2|avx512", "auto", "instruction set", false },                 \
-    { "threads", 't', "N", "0", "0: one per available CPU", false },                              \
-    { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false }
+    SESSION_COMPUTE(default_precision)
 
 struct session {
     struct base *base;
@@ -35,9 +38,15 @@ struct session {
 
 /* 0, or the exit code after printing a sentence. */
 int session_open(const struct opts *o, struct session *ret);
+/* The same without --adapter: base, threads and kernel. */
+int session_open_base(const struct opts *o, struct session *ret);
 void session_close(struct session *s);
 /* Load the tokenizer if that was not done yet. */
 int session_tokenizer(struct session *s, struct err *err);
+/* The chat template in `file`, or (NULL) what the base brought along; *ret stays NULL if it brought
+ * none.  chat_template_free() it. */
+int session_template(const struct base *base, const char *file, struct chat_template **ret,
+                     struct err *err);
 
 /* --- running whole sequences, for inspection ----------------------------------------------- */
 /* Logits of `n` positions from `pos` on; [n][V].  Not 0: stop, and that is what is returned. */

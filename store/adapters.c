@@ -231,7 +231,9 @@ int store_adapter_put(struct store *st, int64_t tenant, const char *name,
                       const struct adapter_src *src, const struct store_put_opts *o,
                       struct store_version *ret, bool *ret_new, struct err *err)
 {
-    struct version_put p = { .tenant = tenant, .name = name, .src = src, .o = o };
+    struct version_put p = { .tenant = tenant, .name = name, .src = src, .o = o,
+                             .parent = o->parent, .data_hash = o->data_hash,
+                             .quality = o->quality };
     struct store_version v = { .id = 0 };
     bool is_new = false;
     int rc = store_name_check("an adapter", name, err);

@@ -112,11 +112,16 @@ struct store_version {
 void store_version_free(struct store_version *v);
 void store_versions_free(struct store_version *v, size_t n);
 
+struct store_quality;         /* jobs.h */
 struct store_put_opts {
     bool activate;            /* make it live */
     const char *base_hash_hex; /* of the base that is loaded */
     bool base_claimed;
     const char *origin;       /* "upload" */
+    /* of one that was trained without a job; 0 and NULL: not known */
+    int64_t parent;           /* id of the version it was trained on from */
+    const uint8_t *data_hash; /* [32] */
+    const struct store_quality *quality;
 };
 /* New version of `name` (the adapter is made if there is none), in one transaction, tensors in chunk
  * rows of at most 4 MiB.  The same content for the same base as an existing version of this adapter
