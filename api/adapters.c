@@ -5,6 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Where a trained version comes from, and how good it was found. */
+static json_t *training_json(const struct store_version *v)
+{
+    return json_pack("{s:s?, s:s?, s:s?, s:o, s:o, s:o, s:o}", "job",
+                     v->job[0] != '\0' ? v->job : NULL, "parent", v->parent, "data_sha256",
+                     v->data_hash_hex[0] != '\0' ? v->data_hash_hex : NULL, "train_loss",
+                     real_or_null(v->train_loss), "eval_loss", real_or_null(v->eval_loss),
+                     "eval_loss_base", real_or_null(v->eval_loss_base), "eval_tokens",
+                     int_or_null(v->eval_tokens));
+}
+
 /* What every route says about a version. */
 json_t *version_json(const struct api *a, const struct store_version *v)
 {
@@ -13,18 +24,18 @@ json_t *version_json(const struct api *a, const struct store_version *v)
     const bool here = strcmp(v->base_hash_hex, a->o.base->hash_hex) == 0;
     json_t *base = json_pack("{s:s, s:s?, s:b, s:b}", "sha256", v->base_hash_hex, "name",
                              v->base_name, "claimed", v->base_claimed, "served_here", here);
+    json_t *training = strcmp(v->origin, "upload") == 0 ? json_null() : training_json(v);
     return json_pack("{s:s, s:s, s:s, s:i, s:b, s:s, s:s, s:i, s:i, s:f, s:I, s:I, s:I, s:s, s:o, "
-                     "s:s, s:I}",
+                     "s:s, s:o, s:I}",
                      "id", id, "object", "adapter", "name", v->name, "version", v->version, "live",
                      v->live, "tenant", v->tenant_name, "method", adapter_method_name(v->method),
                      "rank", v->rank_max, "rank_min", v->rank_min, "alpha", v->alpha, "parameters",
                      (json_int_t)v->params, "bytes", (json_int_t)v->bytes, "module_count",
                      (json_int_t)v->modules, "sha256", v->hash_hex, "base", base, "origin",
-                     v->origin, "created_at", (json_int_t)(v->created_ms / 1000));
+                     v->origin, "training", training, "created_at", (json_int_t)(v->created_ms / 1000));
 }
 
-/* OpenAI's list; takes `data`. */
-static int respond_list(struct api_ctx *c, json_t *data, bool more, struct err *err)
+int respond_list(struct api_ctx *c, json_t *data, bool more, struct err *err)
 {
     const size_t n = json_array_size(data);
     const json_t *first = json_object_get(json_array_get(data, 0), "id");

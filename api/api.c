@@ -7,8 +7,8 @@
 
 /* Who may call a route: anybody, or who shows a key (auth.c says when none is needed). */
 enum access { ANYONE, KEY };
-/* What a body may weigh: as the options say for JSON, or for adapters. */
-enum limit { NOTHING, JSON, ADAPTER };
+/* What a body may weigh: as the options say for JSON, adapters, or files of training data. */
+enum limit { NOTHING, JSON, ADAPTER, DATA };
 
 /* `{ref}` stands for one or more characters, slashes included, and the first row that matches
  * wins: rows with a longer tail come first.  `{web}` stands for a file that web/ has. */
@@ -41,10 +41,33 @@ static const struct api_route {
     { "GET",    "/v1/adapters/{ref}",             KEY,    API_BODY_NONE,  NOTHING, adapters_show },
     { "PUT",    "/v1/adapters/{ref}",             KEY,    API_BODY_SPOOL, ADAPTER, adapters_put },
     { "DELETE", "/v1/adapters/{ref}",             KEY,    API_BODY_NONE,  NOTHING, adapters_delete },
+
+    { "POST",   "/v1/files",                      KEY,    API_BODY_FORM,  DATA,    files_create },
+    { "GET",    "/v1/files",                      KEY,    API_BODY_NONE,  NOTHING, files_list },
+    { "GET",    "/v1/files/{ref}/content",        KEY,    API_BODY_NONE,  NOTHING, files_content },
+    { "GET",    "/v1/files/{ref}",                KEY,    API_BODY_NONE,  NOTHING, files_show },
+    { "DELETE", "/v1/files/{ref}",                KEY,    API_BODY_NONE,  NOTHING, files_delete },
+
+    { "POST",   "/v1/fine_tuning/jobs",           KEY,    API_BODY_JSON,  JSON,    jobs_create },
+    { "GET",    "/v1/fine_tuning/jobs",           KEY,    API_BODY_NONE,  NOTHING, jobs_list },
+    { "POST",   "/v1/fine_tuning/jobs/{ref}/cancel", KEY, API_BODY_JSON,  JSON,    jobs_cancel },
+    { "POST",   "/v1/fine_tuning/jobs/{ref}/pause", KEY,  API_BODY_JSON,  JSON,    jobs_pause },
+    { "POST",   "/v1/fine_tuning/jobs/{ref}/resume", KEY, API_BODY_JSON,  JSON,    jobs_resume },
+    { "GET",    "/v1/fine_tuning/jobs/{ref}/events", KEY, API_BODY_NONE,  NOTHING, jobs_events },
+    { "GET",    "/v1/fine_tuning/jobs/{ref}/checkpoints", KEY, API_BODY_NONE, NOTHING,
+      jobs_checkpoints },
+    { "GET",    "/v1/fine_tuning/jobs/{ref}/metrics", KEY, API_BODY_NONE, NOTHING, jobs_metrics },
+    { "GET",    "/v1/fine_tuning/jobs/{ref}",     KEY,    API_BODY_NONE,  NOTHING, jobs_show },
+    { "DELETE", "/v1/fine_tuning/jobs/{ref}",     KEY,    API_BODY_NONE,  NOTHING, jobs_delete },
 };
 enum { NROUTES = sizeof routes / sizeof routes[0] };
 
-static const char form_file[] = "weights"; /* the field of a form that goes to a file */
+/* Forms: the field that goes to a file, and what there is beside it. */
+static const struct { const char *file, *says; } forms[] = {
+    [ADAPTER] = { "weights", "the fields name, config and weights; a tar file goes to PUT "
+                             "/v1/adapters/NAME" },
+    [DATA] = { "file", "the fields file and purpose" },
+};
 
 /* Does `path` match `pattern`?  Copies what {ref} stands for. */
 static bool match(const char *pattern, const char *path, char arg[API_ARG_MAX + 1])
@@ -102,8 +125,8 @@ static int check_type(const struct api_route *r, const struct api_req *req, stru
     const bool form = type != NULL && strncasecmp(type, "multipart/form-data", 19) == 0;
     if (r->body == API_BODY_FORM && !form)
         return err_set_slug(err, ERR_INVALID, "unsupported_media_type", NULL,
-                            "%s takes multipart/form-data with the fields name, config and "
-                            "weights; a tar file goes to PUT /v1/adapters/NAME", r->path);
+                            "%s takes multipart/form-data with %s", r->path,
+                            forms[r->limit].says);
     if (r->body == API_BODY_JSON && form)
         return err_set_slug(err, ERR_INVALID, "unsupported_media_type", NULL,
                             "%s takes a JSON body (Content-Type: application/json), not "
@@ -135,10 +158,17 @@ static int begin(struct api *a, struct api_db *db, const struct api_req *req,
 
     plan->route = r;
     plan->body = r->body;
-    plan->spool_part = r->body == API_BODY_FORM ? form_file : NULL;
+    plan->spool_part = r->body == API_BODY_FORM ? forms[r->limit].file : NULL;
     plan->max_body = r->limit == JSON ? a->o.max_json_bytes : 0;
-    if (r->limit == ADAPTER) /* with room for the tar's or the form's own bytes */
-        plan->max_body = a->o.max_adapter_bytes + API_PARTS_MAX * (size_t)API_PART_BYTES;
+    /* with room for the tar's or the form's own bytes */
+    const size_t room = API_PARTS_MAX * (size_t)API_PART_BYTES;
+    if (r->limit == ADAPTER) {
+        plan->max_body = a->o.max_adapter_bytes + room;
+        plan->max_option = "--max-upload";
+    } else if (r->limit == DATA) {
+        plan->max_body = a->o.max_file_bytes + room;
+        plan->max_option = "--max-file";
+    }
     return ERR_OK;
 }
 
@@ -183,11 +213,22 @@ int api_create(const struct api_opts *o, struct api **ret, struct err *err)
     a->started = now_unix_ms() / 1000;
     atomic_init(&a->draining, false);
     atomic_init(&a->keys_seen, false);
+    int rc = job_watch_create(a, &a->watch, err);
+    if (rc != ERR_OK) {
+        free(a);
+        return rc;
+    }
     *ret = a;
     return ERR_OK;
 }
 
-void api_destroy(struct api *a) { free(a); }
+void api_destroy(struct api *a)
+{
+    if (a == NULL)
+        return;
+    job_watch_destroy(a->watch);
+    free(a);
+}
 
 void api_set_draining(struct api *a) { atomic_store(&a->draining, true); }
 

@@ -38,7 +38,11 @@ struct api_opts {
     bool loopback;              /* only this machine can connect: no keys in the file means no
                                  * key is needed; elsewhere every /v1 route needs one always */
     size_t max_adapter_bytes;   /* an upload's limit */
+    size_t max_file_bytes;      /* the same of a file of training data */
     size_t max_json_bytes;      /* any other body's limit */
+    int max_jobs;               /* of a tenant that have not ended; 0: no limit */
+    void (*jobs_wake)(void *ud); /* there is something new to run or to stop; may be NULL */
+    void *jobs_ud;
     double request_seconds;     /* deadline of a generation; 0: none */
 };
 struct api;
@@ -54,6 +58,7 @@ void api_db_close(struct api_db *db); /* NULL is fine */
 /* One part of multipart/form-data, in the order they came. */
 struct api_part {
     char *name;            /* form field */
+    char *filename;        /* as the client says; or NULL */
     struct spool *spool;   /* the part that the plan wants in a file, or NULL */
     char *value;           /* any other; NUL-terminated */
     size_t len;
@@ -63,6 +68,9 @@ struct api_req {
     const char *method;
     const char *path;            /* decoded, without the query */
     const char *(*query)(void *ud, const char *key);   /* NULL if absent */
+    /* Every key=value of the query; stops when fn returns false. */
+    void (*query_each)(void *ud, bool (*fn)(void *fn_ud, const char *key, const char *value),
+                       void *fn_ud);
     const char *(*header)(void *ud, const char *key);
     void *ud;
     const char *body;            /* whole body of a JSON route, NUL-terminated, or NULL */
@@ -80,6 +88,7 @@ struct api_plan {
     const struct api_route *route;
     enum api_body body;
     size_t max_body;         /* more is 413 */
+    const char *max_option;  /* of the command line, which set it; or NULL */
     const char *spool_part;  /* API_BODY_FORM: this field goes to a file, others stay in memory
                               * with at most API_PART_BYTES */
     int64_t tenant;          /* who asks */

@@ -3,6 +3,8 @@
 #define API_API_INT_H
 
 #include "api/api.h"
+#include "store/files.h"
+#include "store/jobs.h"
 #include "engine/json_kind.h"
 
 #include <jansson.h>
@@ -12,6 +14,7 @@ struct api {
     atomic_bool draining;
     atomic_bool keys_seen; /* there was a key once: from then on one is needed */
     int64_t started;     /* unix seconds */
+    struct job_watch *watch; /* streams of events (job_watch.c) */
 };
 
 struct api_db {
@@ -77,13 +80,38 @@ bool is_base_name(const struct api *a, const char *ref);
 int version_check_base(const struct api *a, const struct store_version *v, struct err *err);
 
 /* --- adapters.c -------------------------------------------------------------------------- */
+/* OpenAI's list, with first_id and last_id; takes `data`. */
+int respond_list(struct api_ctx *c, json_t *data, bool more, struct err *err);
 json_t *version_json(const struct api *a, const struct store_version *v);
 
 /* --- upload.c ---------------------------------------------------------------------------- */
+/* The spool's bytes, which are not none; munmap() them.  `what` is in the sentences. */
+int spool_map(struct spool *s, const char *param, const char *what, void **ret, size_t *ret_len,
+              struct err *err);
 /* ?name=N; *ret is left alone if it is absent. */
 int query_int(struct api_ctx *c, const char *name, long lo, long hi, long *ret, struct err *err);
 int adapters_create(struct api_ctx *c, struct err *err);
 int adapters_put(struct api_ctx *c, struct err *err);
+
+/* --- jobs_json.c: shapes of fine-tuning ----------------------------------------------------- */
+json_t *job_json(const struct api *a, const struct store_job *j);
+json_t *job_event_json(const struct store_job *j, const struct store_event *e);
+json_t *job_checkpoint_json(const struct store_job *j, const struct store_checkpoint *c);
+json_t *job_metric_json(const struct store_metric *m);
+/* The number at the end of an id of an event or checkpoint of this job; ERR_INVALID if it is none. */
+int job_part_id(const struct store_job *j, const char *prefix, const char *id, int64_t *ret,
+                struct err *err);
+/* A number, or null for NAN and infinities; and for -1. */
+json_t *real_or_null(double v);
+json_t *int_or_null(int64_t v);
+
+/* --- job_watch.c: events as they happen ------------------------------------------------------ */
+/* One thread with a connection of its own looks for news at most once a second, and only while
+ * somebody listens. */
+int job_watch_create(struct api *a, struct job_watch **ret, struct err *err);
+void job_watch_destroy(struct job_watch *w); /* no stream is left; NULL is fine */
+/* c->resp becomes a stream of the events after `after`. */
+int job_watch_stream(struct api_ctx *c, const struct store_job *j, int64_t after, struct err *err);
 
 /* --- tar.c ------------------------------------------------------------------------------- */
 /* An adapter folder in a tar file: the config in memory, the weights in a new spool. */
@@ -119,5 +147,20 @@ int adapters_download(struct api_ctx *c, struct err *err);
 int adapters_diff(struct api_ctx *c, struct err *err);
 int adapters_promote(struct api_ctx *c, struct err *err);
 int adapters_delete(struct api_ctx *c, struct err *err);
+int files_create(struct api_ctx *c, struct err *err);
+int files_list(struct api_ctx *c, struct err *err);
+int files_show(struct api_ctx *c, struct err *err);
+int files_content(struct api_ctx *c, struct err *err);
+int files_delete(struct api_ctx *c, struct err *err);
+int jobs_create(struct api_ctx *c, struct err *err);
+int jobs_list(struct api_ctx *c, struct err *err);
+int jobs_show(struct api_ctx *c, struct err *err);
+int jobs_cancel(struct api_ctx *c, struct err *err);
+int jobs_pause(struct api_ctx *c, struct err *err);
+int jobs_resume(struct api_ctx *c, struct err *err);
+int jobs_delete(struct api_ctx *c, struct err *err);
+int jobs_events(struct api_ctx *c, struct err *err);
+int jobs_checkpoints(struct api_ctx *c, struct err *err);
+int jobs_metrics(struct api_ctx *c, struct err *err);
 
 #endif

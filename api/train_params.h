@@ -16,5 +16,12 @@ int api_train_params(json_t *method, struct train_opts *ret, struct err *err);
 /* The same options with every field spelled out: api_train_params() makes equal ones of it.  A new
  * reference, or NULL: out of memory. */
 json_t *api_train_params_json(const struct train_opts *o);
+/* OpenAI's hyperparameters (batch_size, learning_rate_multiplier, n_epochs; "auto" is the default)
+ * into options; NULL and null change nothing. */
+int api_train_hyperparameters(json_t *hyper, struct train_opts *o, struct err *err);
+/* What these options are in OpenAI's words; a new reference, or NULL: out of memory. */
+json_t *api_train_hyperparameters_json(const struct train_opts *o);
+/* The first field of `method` that a version to go on from decides by itself, or NULL. */
+const char *api_train_params_fixed(json_t *method);
 
 #endif

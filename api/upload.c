@@ -22,8 +22,9 @@ struct upload {
     bool activate;
 };
 
-/* The spool's bytes in memory.  (Not st_open(): its messages name the path, which is ours.) */
-static int map_spool(struct spool *s, void **ret, size_t *ret_len, struct err *err)
+/* (Not st_open(): its messages name the path, which is ours.) */
+int spool_map(struct spool *s, const char *param, const char *what, void **ret, size_t *ret_len,
+              struct err *err)
 {
     const char *path;
     int rc = spool_done(s, &path, err);
@@ -31,8 +32,7 @@ static int map_spool(struct spool *s, void **ret, size_t *ret_len, struct err *e
         return rc;
     const size_t len = spool_size(s);
     if (len == 0)
-        return err_set_slug(err, ERR_INVALID, NULL, "weights",
-                            "the weights are empty");
+        return err_set_slug(err, ERR_INVALID, NULL, param, "%s", what);
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     void *p = fd < 0 ? MAP_FAILED : mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, 0);
     const int why = errno;
@@ -95,7 +95,7 @@ static int finish(struct api_ctx *c, const struct upload *u, struct err *err)
                             "%s is the name of the base: an adapter needs another", u->name);
     void *map = NULL;
     size_t len = 0;
-    rc = map_spool(u->weights, &map, &len, err);
+    rc = spool_map(u->weights, "weights", "the weights are empty", &map, &len, err);
     if (rc != ERR_OK)
         return rc;
     struct store_version v = { 0 };

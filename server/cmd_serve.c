@@ -38,6 +38,8 @@ static const struct opt table[] = {
     { "max-queue", 0, "N", "256", "sequences that wait; more are answered 429 (400 if one request asks for more)", false },
     { "context", 0, "N", "0", "longest sequence; 0: what the model allows", false },
     { "max-upload", 0, "SIZE", "2G", "largest adapter", false },
+    { "max-file", 0, "SIZE", "512M", "largest file of training data", false },
+    { "max-jobs", 0, "N", "100", "fine-tuning jobs of a tenant that have not ended; 0: no limit", false },
     { "max-uploads", 0, "N", "4", "uploads at once", false },
     { "max-body", 0, "SIZE", "8M", "largest JSON body", false },
     { "request-timeout", 0, "SECONDS", "600", "longest a generation may take; 0: for ever", false },
@@ -127,6 +129,8 @@ static bool read_options(const struct opts *o, struct server *s, size_t *ret_mem
            int_opt(o, "context", 0, 1 << 24, &s->so.max_context) &&
            int_opt(o, "port", 0, 65535, &s->port) &&
            size_opt(o, "max-upload", &s->ao.max_adapter_bytes) &&
+           size_opt(o, "max-file", &s->ao.max_file_bytes) &&
+           int_opt(o, "max-jobs", 0, 1000000, &s->ao.max_jobs) &&
            size_opt(o, "max-body", &s->ao.max_json_bytes) &&
            opt_double(o, "request-timeout", 0, 1e6, &s->ao.request_seconds) &&
            opt_double(o, "drain-seconds", 0, 1e6, &s->drain_seconds) &&

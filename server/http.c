@@ -43,6 +43,26 @@ static const char *get_query(void *ud, const char *key)
     return v;
 }
 
+struct each {
+    bool (*fn)(void *ud, const char *key, const char *value);
+    void *ud;
+};
+
+static enum MHD_Result on_query(void *ud, enum MHD_ValueKind kind, const char *key,
+                                const char *value)
+{
+    (void)kind;
+    const struct each *e = ud;
+    return e->fn(e->ud, key, value ? value : "") ? MHD_YES : MHD_NO;
+}
+
+static void each_query(void *ud, bool (*fn)(void *fn_ud, const char *key, const char *value),
+                       void *fn_ud)
+{
+    struct each e = { fn, fn_ud };
+    MHD_get_connection_values(((struct request *)ud)->c, MHD_GET_ARGUMENT_KIND, on_query, &e);
+}
+
 static struct conn *conn_of(struct MHD_Connection *c)
 {
     const union MHD_ConnectionInfo *i =
@@ -75,7 +95,7 @@ static struct request *request_new(struct http *h, struct MHD_Connection *c, con
     r->content_length = length ? strtoull(length, NULL, 10) : 0;
     r->has_body = r->content_length > 0 || get_header(r, "Transfer-Encoding") != NULL;
     r->req = (struct api_req){ .method = r->method, .path = r->path, .query = get_query,
-                               .header = get_header, .ud = r };
+                               .query_each = each_query, .header = get_header, .ud = r };
     return r;
 }
 

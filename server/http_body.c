@@ -18,9 +18,10 @@ static bool refuse(struct request *r)
 static void too_large(struct request *r)
 {
     char limit[32];
-    err_set(&r->body_err, ERR_TOO_LARGE, "the body is larger than the %s that are accepted here%s",
-            human_bytes(r->plan.max_body, limit),
-            r->plan.body == API_BODY_JSON ? "" : " (lorad serve --max-upload)");
+    const char *option = r->plan.max_option;
+    err_set(&r->body_err, ERR_TOO_LARGE, "the body is larger than the %s that are accepted here%s%s%s",
+            human_bytes(r->plan.max_body, limit), option ? " (lorad serve " : "",
+            option ? option : "", option ? ")" : "");
 }
 
 /* Uploads take disk, so only so many gather at once. */
@@ -38,7 +39,8 @@ static bool take_upload_slot(struct request *r)
 }
 
 /* A field of the form is complete or a new one begins: where its bytes go. */
-static struct api_part *part_at(struct request *r, const char *name, bool begins)
+static struct api_part *part_at(struct request *r, const char *name, const char *filename,
+                                bool begins)
 {
     if (!begins)
         return r->nparts > 0 ? &r->parts[r->nparts - 1] : NULL;
@@ -48,14 +50,21 @@ static struct api_part *part_at(struct request *r, const char *name, bool begins
     }
     struct api_part *p = &r->parts[r->nparts];
     *p = (struct api_part){ .name = strdup(name ? name : ""), .value = NULL };
+    if (filename != NULL && (p->filename = strdup(filename)) == NULL) {
+        free(p->name);
+        err_nomem(&r->body_err);
+        return NULL;
+    }
     const bool file = r->plan.spool_part != NULL && strcmp(p->name, r->plan.spool_part) == 0;
     if (p->name == NULL || (!file && (p->value = calloc(1, 1)) == NULL)) {
         free(p->name);
+        free(p->filename);
         err_nomem(&r->body_err);
         return NULL;
     }
     if (file && spool_open(r->h->o.db_path, r->plan.max_body, &p->spool, &r->body_err) != ERR_OK) {
         free(p->name);
+        free(p->filename);
         return NULL;
     }
     r->nparts++;
@@ -67,11 +76,10 @@ static enum MHD_Result on_part(void *ud, enum MHD_ValueKind kind, const char *na
                                const char *data, uint64_t off, size_t len)
 {
     (void)kind;
-    (void)filename;
     (void)type;
     (void)encoding;
     struct request *r = ud;
-    struct api_part *p = part_at(r, name, off == 0);
+    struct api_part *p = part_at(r, name, filename, off == 0);
     if (p == NULL || r->body_err.code != ERR_OK)
         return MHD_NO;
     if (p->spool != NULL)
@@ -173,6 +181,7 @@ void body_free(struct request *r)
     MHD_destroy_post_processor(r->form);
     for (size_t i = 0; i < r->nparts; i++) {
         free(r->parts[i].name);
+        free(r->parts[i].filename);
         free(r->parts[i].value);
         spool_close(r->parts[i].spool);
     }

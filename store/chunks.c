@@ -58,10 +58,10 @@ int chunks_get(struct sql *q, const char *what, int64_t bytes, const uint8_t has
     struct sha256 h;
     uint8_t got[32];
     int64_t at = 0;
-    int rc = ERR_OK, row;
+    int rc = ERR_OK;
     bool bad = false;
     sha256_init(&h);
-    while (rc == ERR_OK && !bad && (row = sql_step(q)) == 1) {
+    while (rc == ERR_OK && sql_step(q) == 1) {
         size_t len;
         const void *data = sql_col_blob(q, 1, &len);
         bad = data == NULL || sql_col_int(q, 0) * TENSOR_CHUNK != at ||

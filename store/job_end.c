@@ -31,37 +31,34 @@ static int set_result(struct store *st, int64_t job, const struct store_version 
     return sql_run(&q);
 }
 
+/* `j` is to be filled; p->o points to its base_hash_hex. */
 static int succeed(struct store *st, int64_t job, int64_t claim, const struct store_report *r,
-                   struct version_put *p, struct store_version *ret, struct err *err)
+                   struct version_put *p, struct store_job *j, struct store_version *ret,
+                   struct err *err)
 {
-    struct store_job j = { .id = 0 };
-    struct store_put_opts o = *p->o;
     bool is_new;
-    int rc = leave(st, job, claim, r, JOB_SUCCEEDED, &j, err);
+    int rc = leave(st, job, claim, r, JOB_SUCCEEDED, j, err);
     if (rc == ERR_OK) {
-        o.base_hash_hex = j.base_hash_hex;
-        p->o = &o;
-        p->tenant = j.tenant;
-        p->name = j.name;
+        p->tenant = j->tenant;
+        p->name = j->name;
         p->job = job;
-        p->parent = j.from_version;
-        p->data_hash = j.data_hash;
+        p->parent = j->from_version;
+        p->data_hash = j->data_hash;
         rc = version_put_check(p, err);
     }
     if (rc == ERR_OK)
         rc = version_put(st, p, ret, &is_new, err);
     if (rc == ERR_OK)
         rc = set_result(st, job, ret, err);
-    char *name = rc == ERR_OK ? store_job_model_name(&j, -1) : NULL;
+    char *name = rc == ERR_OK ? store_job_model_name(j, -1) : NULL;
     if (rc == ERR_OK && name == NULL)
         rc = err_nomem(err);
     if (rc == ERR_OK)
-        rc = job_say(st, &j, JOB_INFO, err, "New fine-tuned model created: %s (%s@%d%s)", name,
+        rc = job_say(st, j, JOB_INFO, err, "New fine-tuned model created: %s (%s@%d%s)", name,
                      ret->name, ret->version, ret->live ? ", live" : "");
     if (rc == ERR_OK)
-        rc = job_say(st, &j, JOB_INFO, err, "The job has successfully completed");
+        rc = job_say(st, j, JOB_INFO, err, "The job has successfully completed");
     free(name);
-    store_job_free(&j);
     return rc;
 }
 
@@ -69,12 +66,15 @@ int store_job_succeed(struct store *st, int64_t job, int64_t claim, const struct
                       const struct adapter_src *adapter, const struct store_quality *q,
                       bool activate, struct store_version *ret, struct err *err)
 {
-    const struct store_put_opts o = { .activate = activate, .origin = "train" };
+    struct store_job j = { .id = 0 };
+    const struct store_put_opts o = { .activate = activate, .origin = "train",
+                                      .base_hash_hex = j.base_hash_hex };
     struct version_put p = { .src = adapter, .o = &o, .quality = q };
     struct store_version v = { .id = 0 };
     int rc = store_begin(st, err);
     if (rc == ERR_OK)
-        rc = store_end(st, succeed(st, job, claim, r, &p, &v, err), err);
+        rc = store_end(st, succeed(st, job, claim, r, &p, &j, &v, err), err);
+    store_job_free(&j);
     if (rc != ERR_OK) {
         store_version_free(&v);
         return rc;

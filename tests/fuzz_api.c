@@ -39,6 +39,21 @@ static const char *query(void *ud, const char *key)
     return NULL;
 }
 
+static void query_each(void *ud, bool (*fn)(void *fn_ud, const char *key, const char *value),
+                       void *fn_ud)
+{
+    struct asked *a = ud;
+    for (const char *p = a->query; p != NULL && *p != '\0'; p += strcspn(p, "&"), p += *p == '&') {
+        const size_t all = strcspn(p, "&"), n = strcspn(p, "=&");
+        char *key = fuzz_text(p, n), *value = fuzz_text(p + n, n < all ? all - n : 0);
+        const bool more = fn(fn_ud, key, value[0] == '=' ? value + 1 : value);
+        free(key);
+        free(value);
+        if (!more)
+            return;
+    }
+}
+
 static void wake(void *ud) { (void)ud; }
 
 static struct serve *server(void)
@@ -148,7 +163,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     char *head = fuzz_text(data, nhead), *body = fuzz_text(data + len - nbody, nbody);
     struct asked a = { 0 };
     parse_head(head, &a);
-    struct api_req q = { .method = a.method, .path = a.path, .query = query, .header = header,
+    struct api_req q = { .method = a.method, .path = a.path, .query = query,
+                         .query_each = query_each, .header = header,
                          .ud = &a, .body = body, .body_len = nbody };
     struct api_plan plan;
     struct api_resp resp = { 0 };

@@ -30,6 +30,8 @@ static int load(void *ud, int64_t version_id, struct adapter **ret, struct err *
     return rc;
 }
 
+static void count_wake(void *ud) { ((struct serve *)ud)->jobs_woken++; }
+
 struct serve *serve_open(const struct serve_opts *o)
 {
     static const struct serve_opts none;
@@ -59,6 +61,8 @@ struct serve *serve_open(const struct serve_opts *o)
                                  .db_path = s->db_path, .version = "test",
                                  .loopback = !o->open_to_all,
                                  .max_adapter_bytes = (size_t)16 << 20,
+                                 .max_file_bytes = o->max_file ? o->max_file : 1 << 20,
+                                 .max_jobs = o->max_jobs, .jobs_wake = count_wake, .jobs_ud = s,
                                  .max_json_bytes = o->max_json ? o->max_json : 1 << 20,
                                  .request_seconds = o->request_seconds };
     must(api_create(&ao, &s->api, &err), &err, "api");
@@ -115,6 +119,20 @@ static const char *query(void *ud, const char *key)
     return NULL;
 }
 
+static void query_each(void *ud, bool (*fn)(void *fn_ud, const char *key, const char *value),
+                       void *fn_ud)
+{
+    struct asked *a = ud;
+    char key[256], value[256];
+    for (const char *p = a->query; p != NULL && *p != '\0'; p += strcspn(p, "&"), p += *p == '&') {
+        const size_t all = strcspn(p, "&"), n = strcspn(p, "=&");
+        snprintf(key, sizeof key, "%.*s", (int)n, p);
+        snprintf(value, sizeof value, "%.*s", n < all ? (int)(all - n - 1) : 0, p + n + 1);
+        if (!fn(fn_ud, key, value))
+            return;
+    }
+}
+
 static void post(void *ud) { sem_post(ud); }
 
 static void drain(struct api_resp *r, sem_t *sem, struct buf *out)
@@ -157,7 +175,8 @@ void serve_call(struct serve *s, const struct serve_req *req, struct serve_resp 
     a.query = strchr(a.path, '?');
     if (a.query != NULL)
         *a.query++ = '\0';
-    struct api_req r = { .method = req->method, .path = a.path, .query = query, .header = header,
+    struct api_req r = { .method = req->method, .path = a.path, .query = query,
+                         .query_each = query_each, .header = header,
                          .ud = &a, .body = req->body, .body_len = req->body ? strlen(req->body) : 0,
                          .upload = req->upload, .parts = req->parts, .nparts = req->nparts };
     sem_t sem;

@@ -12,7 +12,8 @@
 struct serve_opts {
     bool open_to_all;      /* not loopback: a key is always needed */
     int max_queue, max_seqs;
-    size_t max_json;
+    size_t max_json, max_file;
+    int max_jobs;
     double request_seconds;
     const char *chat_template; /* text; NULL: none */
 };
@@ -28,6 +29,7 @@ struct serve {
     struct store *load_store;  /* of the cache's loader thread */
     struct api *api;
     struct api_db *db;         /* of the test's thread */
+    int jobs_woken;            /* calls of the api's jobs_wake */
     struct store *st;          /* another connection, for looking and preparing */
 };
 /* `o` may be NULL. */

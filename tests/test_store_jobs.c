@@ -295,7 +295,7 @@ static void a_job_is_what_was_asked_for(void **state)
     assert_memory_equal(j.data_hash, hash, 32);
     assert_true(said(f, &j, "Created fine-tuning job"));
     char *name = store_job_model_name(&j, 20);
-    char want[128];
+    char want[640];
     snprintf(want, sizeof want, "ft:some:base:default:support:%s:ckpt-step-20", j.ref + 6);
     assert_string_equal(name, want);
     free(name);
