@@ -338,6 +338,15 @@ static const char gemma3[] =
     "\"sliding_window_pattern\":2,\"intermediate_size\":192,\"max_position_embeddings\":128,"
     "\"vocab_size\":320}";
 
+/* Sequences on both sides of the original length, all turned by the long set. */
+static const char phi3[] =
+    "{\"model_type\":\"phi3\",\"hidden_size\":128,\"num_hidden_layers\":2,"
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"intermediate_size\":192,"
+    "\"max_position_embeddings\":128,\"original_max_position_embeddings\":16,\"vocab_size\":320,"
+    "\"rope_scaling\":{\"type\":\"longrope\","
+    "\"short_factor\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"
+    "\"long_factor\":[1,1.1,1.2,1.4,1.8,2,2.5,3,4,5,6,7,7.5,8,8,8]}}";
+
 static void gpt2_with_learned_positions_keeps_the_promise(void **state)
 {
     (void)state;
@@ -384,6 +393,12 @@ static void gemma3_with_two_ropes_keeps_the_promise(void **state)
 {
     (void)state;
     hold_promise(gemma3, "nf4", PREC_FAST);
+}
+
+static void phi3_with_longrope_keeps_the_promise(void **state)
+{
+    (void)state;
+    hold_promise(phi3, "nf4", PREC_EXACT);
 }
 
 /* Rows whose logits nobody wants are cut off in the last layer; the others must not notice. */
@@ -474,6 +489,7 @@ int main(void)
         cmocka_unit_test(smollm3_without_rope_in_a_layer_keeps_the_promise),
         cmocka_unit_test(gemma2_with_capped_scores_and_windows_keeps_the_promise),
         cmocka_unit_test(gemma3_with_two_ropes_keeps_the_promise),
+        cmocka_unit_test(phi3_with_longrope_keeps_the_promise),
         cmocka_unit_test(asking_for_fewer_logits_changes_none_of_them),
         cmocka_unit_test(adapters_change_the_logits_of_their_rows),
     };
