@@ -5,6 +5,7 @@ LORAD is the program (build/lorad), which imports the seeds of base files.  Run 
 format changes.  Inputs that once crashed are added by hand as tests/corpus/NAME/found-*, which this
 leaves alone.
 """
+import base64
 import io
 import json
 import os
@@ -82,6 +83,36 @@ QWEN2 = dict(QWEN3, architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_
 MISTRAL = dict(LLAMA, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=16)
 CONFIGS = {"llama": LLAMA, "llama3": LLAMA3, "qwen2": QWEN2, "qwen3": QWEN3, "mistral": MISTRAL}
 
+def charsmap(pairs):
+    """What a SentencePiece model carries to rewrite characters: a trie in a double array, then texts."""
+    units, used, texts = [0] * 512, set(), b""
+    tree = {}
+    for old, new in pairs:
+        node = tree
+        for c in old.encode():
+            node = node.setdefault(c, {})
+        node[None] = len(texts)
+        texts += new.encode() + b"\0"
+
+    def place(node, at, label):
+        for at_base in range(256, 512):
+            slots = {at_base ^ (c or 0) for c in node}
+            if at_base not in used and not slots & used:
+                break
+        used.update(slots | {at_base})
+        units[at] = label | (at ^ at_base) << 10 | (1 << 8 if None in node else 0)
+        for c, child in node.items():
+            if c is None:
+                units[at_base] = child | 1 << 31
+            else:
+                place(child, at_base ^ c, c)
+    place(tree, 0, 0)
+    return struct.pack("<I512I", 2048, *units) + texts
+
+
+CHARSMAP = charsmap([("é", "e"), ("ab", "xy"), ("\u3000", " "), ("ﬁ", "fi"), ("\u00ad", "")])
+
+
 # --- tokenizers --------------------------------------------------------------------------------
 ADDED = [{"id": i, "content": c, "single_word": False, "lstrip": False, "rstrip": i == 2,
           "normalized": False, "special": True} for i, c in enumerate(["<unk>", "<s>", "</s>"])]
@@ -91,7 +122,8 @@ def tokenizer(vocab, merges, **parts):
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
              "ignore_merges": False, "vocab": {t: i for i, t in enumerate(vocab)}, "merges": merges}
-    model.update(parts.pop("model", {}))
+    given = parts.pop("model", {})
+    model = given if "type" in given else dict(model, **given)
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": ADDED,
              "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None}
     whole.update(parts)
@@ -129,6 +161,19 @@ TOKENIZERS = {
         SMALL, ["a b"], model={"unk_token": "<unk>"},
         pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
         decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
+    "unigram": tokenizer(
+        [], [], normalizer={"type": "Sequence", "normalizers": [
+            {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}]},
+        model={"type": "Unigram", "unk_id": 0, "byte_fallback": False,
+               "vocab": [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], ["▁", -2.5], ["▁a", -1.5], ["a", -3.0],
+                         ["xy", -2.0], ["e", -3.5], ["l", -3.0], ["▁Hel", -4.0]]},
+        pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        decoder={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}),
+    "wordlevel": tokenizer(
+        [], [], model={"type": "WordLevel", "unk_token": "<unk>", "vocab": {t: i for i, t in enumerate(SMALL)}},
+        normalizer={"type": "Lowercase"},
+        pre_tokenizer={"type": "Whitespace"}),
 }
 
 
@@ -211,12 +256,11 @@ def pickled(value):
 
 def torch_file(value, storages):
     out = io.BytesIO()
+    members = {"data.pkl": pickled(value), "byteorder": "little",
+               **{"data/" + key: raw for key, raw in storages.items()}, "version": "3\n"}
     with zipfile.ZipFile(out, "w") as z:
-        z.writestr("archive/data.pkl", pickled(value))
-        z.writestr("archive/byteorder", "little")
-        for key, raw in storages.items():
-            z.writestr("archive/data/" + key, raw)
-        z.writestr("archive/version", "3\n")
+        for name, data in members.items():
+            z.writestr(zipfile.ZipInfo("archive/" + name), data)  # without the time of day
     return out.getvalue()
 
 
@@ -458,6 +502,9 @@ def main(lorad):
         ((1, "identity"), (3, 0), (4, 0), (5, 1))))
     seed("sentencepiece", "config", dump(SPM_CONFIG).encode() + b"\0" + dump({"<x>": 14}).encode() + b"\0" +
          sentencepiece(SPM_HEAD + SPM_WORDS + [("<user>", 0.0, 4), ("gone", 0.0, 5)]))
+    seed("sentencepiece", "unigram", b"\0\0" + sentencepiece(
+        SPM_HEAD + SPM_WORDS, ((3, 1), (40, 0), (41, 1), (42, 2)), ((1, "nmt_nfkc"), (2, CHARSMAP), (5, 1))))
+    seed("sentencepiece", "map", b"\0\0" + sentencepiece(SPM_HEAD + SPM_WORDS, normalizer=((2, CHARSMAP),)))
     whole = {"t": Tensor(Storage("FloatStorage", "0", 64), 0, (2, 4), (4, 1)), "u": torch_lora()}
     seed("torch", "pickle", b"P" + pickled(torch_lora()))
     seed("torch", "nested", b"P" + pickled(whole))
