@@ -7,8 +7,8 @@
 ifeq ($(origin CC),default)
 CC      := gcc
 endif
-# As many jobs as there are CPUs, unless told otherwise.
-ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+# As many jobs as there are CPUs, unless told otherwise; a make that another one runs has its jobs.
+ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 endif
 PREFIX  ?= /usr/local
@@ -162,11 +162,11 @@ CROSS_MAKE   = PKG_CONFIG_SYSROOT_DIR=$(CURDIR)/$(CROSS)/root \
     CC='aarch64-linux-gnu-gcc --sysroot=$(CURDIR)/$(CROSS)/root -Werror'
 
 cross: cross-deps all ## compile for aarch64; under qemu it gives the same logits, bit for bit
-	$(CROSS_MAKE) all
+	+$(CROSS_MAKE) all
 	@sh tests/cross_logits.sh $(B)/lorad $(CROSS_RUN) $(CROSS)/lorad
 
 cross-test: cross-deps ## tests of kernels and layers for aarch64 under qemu, T=nf4 for one
-	$(CROSS_MAKE) $(patsubst %,$(CROSS)/tests/test_%,$(or $(T),$(CROSS_TESTS)))
+	+$(CROSS_MAKE) $(patsubst %,$(CROSS)/tests/test_%,$(or $(T),$(CROSS_TESTS)))
 	@RUN='$(CROSS_RUN)' sh tools/test.sh $(CROSS) $(patsubst %,$(CROSS)/tests/test_%,$(or $(T),$(CROSS_TESTS)))
 
 cross-deps: $(CROSS)/root
