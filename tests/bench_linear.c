@@ -7,9 +7,9 @@
  * the same round; `of sgemm` is operations per second over OpenBLAS's fp32 product of the same
  * shape.
  *
- * Then the backward pass dX = dY W of M = 512 rows, in the shapes of a model of 1.1B weights, beside
- * OpenBLAS's product with the same matrix in fp32, which has nothing to unpack.
- * Arguments: THREADS ROUNDS. */
+ * Then the backward pass dX = dY W of M = 512 rows, in the shapes of a model of 1.1B weights,
+ * beside OpenBLAS's product with the same matrix in fp32, which has nothing to unpack. Arguments:
+ * THREADS ROUNDS. */
 #include "engine/linear.h"
 #include "engine/linear_dx.h"
 #include "engine/mem.h"
