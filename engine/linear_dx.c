@@ -11,7 +11,6 @@
 #include "engine/linear_dx.h"
 #include "engine/linear_dx_int.h"
 #include "engine/linear_int.h"
-#include "engine/num.h"
 
 #include <string.h>
 
@@ -98,13 +97,17 @@ static void tile_panels(const struct dx_task *t, size_t n, size_t len, size_t k,
     for (size_t p = n / PANEL; p * PANEL < n + len; p++, tile += steps * DX_COLUMNS) {
         const size_t block = p * blocks + k / BLOCK;
         const uint8_t *codes = (const uint8_t *)w->codes + block * bytes;
+        /* The blocks of a column lie far apart: nobody else will fetch the next one. */
+        if ((p + 1) * PANEL < t->n1)
+            for (size_t line = 0; line < bytes; line += 64)
+                __builtin_prefetch(codes + blocks * bytes + line);
         float scale[PANEL];
-        for (size_t r = 0; r < PANEL; r++) {
-            const size_t at = block * PANEL + r;
-            scale[r] = w->scales32 != NULL ? w->scales32[at] : f16_to_f32(w->scales16[at]);
-            if (!is_nf4)
-                scale[r] *= 1.0f / W8_MAX;
-        }
+        if (w->scales32 != NULL)
+            memcpy(scale, w->scales32 + block * PANEL, sizeof scale);
+        else
+            t->ops->widen(w->scales16 + block * PANEL, scale);
+        for (size_t r = 0; r < PANEL && !is_nf4; r++)
+            scale[r] *= 1.0f / W8_MAX;
         (is_nf4 ? t->ops->nf4 : t->ops->q8)(codes, scale, tile);
     }
 }

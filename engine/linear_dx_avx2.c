@@ -18,6 +18,12 @@ static void pack(const float *dy, size_t n, uint32_t *ret)
     memcpy(ret, dy, n * sizeof *dy);
 }
 
+AVX2 static void widen(const uint16_t *f16, float *ret)
+{
+    for (int r = 0; r < PANEL; r += 8)
+        _mm256_storeu_ps(ret + r, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(f16 + r))));
+}
+
 /* fp32 in the dwords of a tile */
 INLINE AVX2 __m256 load(const uint32_t *tile)
 {
@@ -115,6 +121,6 @@ AVX2 static void multiply(const uint32_t *tile, int steps, const uint32_t *dy, i
         }
 }
 
-const struct dx_ops dx_avx2 = { false, pack, nf4, q8, multiply };
+const struct dx_ops dx_avx2 = { false, pack, widen, nf4, q8, multiply };
 
 #endif

@@ -26,6 +26,11 @@ INLINE AVX512 __mmask16 first_lanes(size_t n)
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
+AVX512 static void widen(const uint16_t *f16, float *ret)
+{
+    _mm512_storeu_ps(ret, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)f16)));
+}
+
 /* --- fp32 -------------------------------------------------------------------------------- */
 
 AVX512 static void pack_f32(const float *dy, size_t n, uint32_t *ret)
@@ -62,24 +67,56 @@ AVX512 static void nf4_f32(const uint8_t *codes, const float scale[16], uint32_t
     }
 }
 
-/* The 8-bit codes of row r, four dwords of it, i.e. columns 16v..16v+15, as fp32. */
-INLINE AVX512 __m512 q8_values(const uint8_t *codes, int r, int v, float scale)
+/* 8-bit weights, 16 columns (four groups) of all 16 rows: signed codes, row r in the 128-bit lane
+ * r / 4 of vector r % 4. */
+INLINE AVX512 void q8_columns(const uint8_t *codes, __m512i ret[4])
 {
-    uint32_t dword[4];
+    const __m512i sign = _mm512_set1_epi8(-128);
+    __m512i g[4];
     UNROLL
     for (int i = 0; i < 4; i++)
-        memcpy(&dword[i], codes + 64 * (4 * v + i) + 4 * r, 4);
-    const __m128i bytes =
-        _mm_setr_epi32((int)dword[0], (int)dword[1], (int)dword[2], (int)dword[3]);
-    const __m512i code = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(128));
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(code), _mm512_set1_ps(scale));
+        g[i] = _mm512_xor_si512(_mm512_load_si512(codes + 64 * i), sign);
+    const __m512i low0 = _mm512_unpacklo_epi32(g[0], g[1]),
+                  low1 = _mm512_unpacklo_epi32(g[2], g[3]);
+    const __m512i top0 = _mm512_unpackhi_epi32(g[0], g[1]),
+                  top1 = _mm512_unpackhi_epi32(g[2], g[3]);
+    ret[0] = _mm512_unpacklo_epi64(low0, low1);
+    ret[1] = _mm512_unpackhi_epi64(low0, low1);
+    ret[2] = _mm512_unpacklo_epi64(top0, top1);
+    ret[3] = _mm512_unpackhi_epi64(top0, top1);
+}
+
+/* The instruction wants its lane as a literal, which clang sees nowhere else. */
+INLINE AVX512 __m128i lane(__m512i v, int i)
+{
+    switch (i) {
+    case 0:
+        return _mm512_extracti32x4_epi32(v, 0);
+    case 1:
+        return _mm512_extracti32x4_epi32(v, 1);
+    case 2:
+        return _mm512_extracti32x4_epi32(v, 2);
+    default:
+        return _mm512_extracti32x4_epi32(v, 3);
+    }
+}
+
+/* Row r, a literal, of what q8_columns() returned. */
+INLINE AVX512 __m512 q8_values(const __m512i columns[4], int r, float scale)
+{
+    const __m128i bytes = lane(columns[r % 4], r / 4);
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), _mm512_set1_ps(scale));
 }
 
 AVX512 static void q8_f32(const uint8_t *codes, const float scale[16], uint32_t *tile)
 {
-    for (int r = 0; r < PANEL; r++)
-        for (int v = 0; v < VECTORS; v++)
-            _mm512_store_ps(tile + r * DX_COLUMNS + 16 * v, q8_values(codes, r, v, scale[r]));
+    for (int v = 0; v < VECTORS; v++) {
+        __m512i columns[4];
+        q8_columns(codes + (ptrdiff_t)v * 256, columns);
+        UNROLL
+        for (int r = 0; r < PANEL; r++)
+            _mm512_store_ps(tile + r * DX_COLUMNS + 16 * v, q8_values(columns, r, scale[r]));
+    }
 }
 
 INLINE AVX512 void rows_f32(const uint32_t *tile, int steps, const uint32_t *dy, int rows,
@@ -130,7 +167,7 @@ AVX512 static void multiply_f32(const uint32_t *tile, int steps, const uint32_t 
     BY_GROUPS(rows_f32);
 }
 
-const struct dx_ops dx_avx512 = { false, pack_f32, nf4_f32, q8_f32, multiply_f32 };
+const struct dx_ops dx_avx512 = { false, pack_f32, widen, nf4_f32, q8_f32, multiply_f32 };
 
 /* --- bf16 -------------------------------------------------------------------------------- */
 
@@ -186,14 +223,18 @@ AVX512_BF16 static void q8_bf16(const uint8_t *codes, const float scale[16], uin
         _mm512_setr_epi32(0x00100000, 0x00110001, 0x00120002, 0x00130003, 0x00140004, 0x00150005,
                           0x00160006, 0x00170007, 0x00180008, 0x00190009, 0x001a000a, 0x001b000b,
                           0x001c000c, 0x001d000d, 0x001e000e, 0x001f000f);
-    for (int r = 0; r < PANEL; r += 2)
-        for (int v = 0; v < VECTORS; v++) {
-            const __m512 even = q8_values(codes, r, v, scale[r]);
-            const __m512 odd = q8_values(codes, r + 1, v, scale[r + 1]);
+    for (int v = 0; v < VECTORS; v++) {
+        __m512i columns[4];
+        q8_columns(codes + (ptrdiff_t)v * 256, columns);
+        UNROLL
+        for (int r = 0; r < PANEL; r += 2) {
+            const __m512 even = q8_values(columns, r, scale[r]);
+            const __m512 odd = q8_values(columns, r + 1, scale[r + 1]);
             const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
             _mm512_store_si512(tile + r / 2 * DX_COLUMNS + 16 * v,
                                _mm512_permutexvar_epi16(interleave, both));
         }
+    }
 }
 
 INLINE AVX512_BF16 void rows_bf16(const uint32_t *tile, int steps, const uint32_t *dy, int rows,
@@ -227,6 +268,6 @@ AVX512_BF16 static void multiply_bf16(const uint32_t *tile, int steps, const uin
     BY_GROUPS(rows_bf16);
 }
 
-const struct dx_ops dx_avx512_bf16 = { true, pack_bf16, nf4_bf16, q8_bf16, multiply_bf16 };
+const struct dx_ops dx_avx512_bf16 = { true, pack_bf16, widen, nf4_bf16, q8_bf16, multiply_bf16 };
 
 #endif

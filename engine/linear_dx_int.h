@@ -18,6 +18,8 @@ struct dx_ops {
     bool bf16;
     /* n values of one row of dy to DX_STEPS dwords. */
     void (*pack)(const float *dy, size_t n, uint32_t *ret);
+    /* 16 block scales. */
+    void (*widen)(const uint16_t *f16, float *ret);
     /* One block of a panel (16 rows, 64 columns) to 16 or 8 steps of a tile.  `scale` is what a
      * weight's value (NF4) or code (8 bit) is multiplied with, per row. */
     void (*nf4)(const uint8_t *codes, const float scale[16], uint32_t *tile);

@@ -12,6 +12,12 @@ static void pack(const float *dy, size_t n, uint32_t *ret)
     memcpy(ret, dy, n * sizeof *dy);
 }
 
+static void widen(const uint16_t *f16, float *ret)
+{
+    for (int r = 0; r < PANEL; r++)
+        ret[r] = f16_to_f32(f16[r]);
+}
+
 static void nf4(const uint8_t *codes, const float scale[16], uint32_t *tile)
 {
     for (size_t r = 0; r < PANEL; r++)
@@ -46,4 +52,4 @@ static void multiply(const uint32_t *tile, int steps, const uint32_t *dy, int ro
     }
 }
 
-const struct dx_ops dx_scalar = { false, pack, nf4, q8, multiply };
+const struct dx_ops dx_scalar = { false, pack, widen, nf4, q8, multiply };
