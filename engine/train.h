@@ -73,7 +73,7 @@ struct train_opts {
     size_t npatterns;
     struct {
         int init_r;           /* 0: rank * 3 / 2 */
-        int tinit, tfinal;    /* -1: a tenth and a fifth of the steps */
+        int tinit, tfinal;    /* -1: a tenth and a fifth of the steps; tfinal is at least 1 */
         int deltaT;           /* 1 */
         double beta1, beta2;  /* 0.85 */
         double orth_reg_weight; /* 0.5 */

@@ -85,6 +85,10 @@ static int check_adalora(const struct train_opts *o, struct err *err)
         rc = number("adalora.beta2", o->adalora.beta2, 0, true, 1 - 1e-9, err);
     if (rc == ERR_OK)
         rc = number("orth_reg_weight", o->adalora.orth_reg_weight, 0, false, 1e6, err);
+    if (rc == ERR_OK && o->adalora.tfinal == 0)
+        rc = err_set_slug(err, ERR_INVALID, NULL, "tfinal",
+                          "tfinal must be at least 1: the ranks become final so many steps before "
+                          "the end, and with 0 they never would");
     if (rc == ERR_OK && init_r != 0 && init_r < o->rank)
         rc = err_set_slug(err, ERR_INVALID, NULL, "init_r",
                           "init_r %d is less than target_r %d: AdaLoRA only takes ranks away", init_r,
@@ -184,7 +188,7 @@ void train_opts_resolve(struct train_opts *o, int64_t steps)
     if (o->adalora.tinit < 0)
         o->adalora.tinit = (int)(steps / 10);
     if (o->adalora.tfinal < 0)
-        o->adalora.tfinal = (int)(steps / 5);
+        o->adalora.tfinal = steps >= 5 ? (int)(steps / 5) : 1;
     if (o->checkpoint_every == 0)
         o->checkpoint_every = steps / 10 > 10 ? steps / 10 : 10;
 }
