@@ -101,6 +101,51 @@ static enum MHD_Result on_part(void *ud, enum MHD_ValueKind kind, const char *na
     return MHD_YES;
 }
 
+/* --- the end of a form --------------------------------------------------------------------- */
+/* What follows the last boundary is nobody's (RFC 2046 calls it the epilogue; some clients send an
+ * empty line there), but libmicrohttpd takes it for an error.  So it does not get to see it. */
+static void form_end_init(struct request *r)
+{
+    struct form_end *e = &r->form_end;
+    const char *type = MHD_lookup_connection_value(r->c, MHD_HEADER_KIND, "Content-Type");
+    const char *b = type != NULL ? strcasestr(type, "boundary=") : NULL;
+    if (b == NULL)
+        return;
+    b += strlen("boundary=");
+    const bool quoted = *b == '"';
+    b += quoted;
+    const size_t n = strcspn(b, quoted ? "\"" : ";, \t");
+    if (n == 0 || n > BOUNDARY_MAX)
+        return;
+    memcpy(e->mark, "\r\n--", 4);
+    memcpy(e->mark + 4, b, n);
+    memcpy(e->mark + 4 + n, "--", 2);
+    e->len = n + 6;
+    for (size_t i = 1, k = 0; i < e->len; i++) { /* Knuth, Morris, Pratt */
+        while (k > 0 && e->mark[i] != e->mark[k])
+            k = e->back[k - 1];
+        k += e->mark[i] == e->mark[k];
+        e->back[i] = (uint8_t)k;
+    }
+    e->at = 2; /* the body begins a line */
+}
+
+/* How many of these bytes belong to the form. */
+static size_t form_part(struct form_end *e, const char *data, size_t len)
+{
+    if (e->len == 0)
+        return len;
+    for (size_t i = 0; i < len && !e->over; i++) {
+        while (e->at > 0 && data[i] != e->mark[e->at])
+            e->at = e->back[e->at - 1];
+        e->at += data[i] == e->mark[e->at];
+        e->over = e->at == e->len;
+        if (e->over)
+            return i + 1;
+    }
+    return e->over ? 0 : len;
+}
+
 bool body_begin(struct request *r)
 {
     const struct api_plan *p = &r->plan;
@@ -122,6 +167,7 @@ bool body_begin(struct request *r)
             return refuse(r);
         r->parts = calloc(API_PARTS_MAX, sizeof *r->parts);
         r->form = MHD_create_post_processor(r->c, 16 << 10, on_part, r);
+        form_end_init(r);
         if (r->parts == NULL)
             err_nomem(&r->body_err);
         else if (r->form == NULL)
@@ -151,7 +197,8 @@ void body_add(struct request *r, const char *data, size_t len)
         spool_write(r->req.upload, data, len, &r->body_err);
         break;
     case API_BODY_FORM:
-        if (MHD_post_process(r->form, data, len) != MHD_YES)
+        len = form_part(&r->form_end, data, len);
+        if (len > 0 && MHD_post_process(r->form, data, len) != MHD_YES)
             err_set(&r->body_err, ERR_INVALID, "the form is not valid multipart/form-data");
         break;
     default:

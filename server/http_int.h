@@ -25,6 +25,15 @@ struct conn {
     char address[48];
 };
 
+/* Where a form ends: the line "--BOUNDARY--", found while its bytes pass by. */
+enum { BOUNDARY_MAX = 70 }; /* by RFC 2046 */
+struct form_end {
+    char mark[BOUNDARY_MAX + 6];    /* "\r\n--BOUNDARY--" */
+    uint8_t back[BOUNDARY_MAX + 6]; /* so many bytes of the mark still fit when the next does not */
+    size_t len, at;                 /* len 0: it is not looked for; at: bytes that fit so far */
+    bool over;
+};
+
 /* What a request is doing.  The handler is called by libmicrohttpd in HEADERS (again, after the
  * worker has decided), BODY, ANSWER; the rest happens while the connection is suspended or
  * sending. */
@@ -67,6 +76,7 @@ struct request {
     bool too_large;
     struct buf body;
     struct MHD_PostProcessor *form;
+    struct form_end form_end;
     struct api_part *parts;
     size_t nparts;
     struct err body_err;      /* why the body is no good */

@@ -430,6 +430,31 @@ static void forms_are_taken_whole_or_not_at_all(void **state)
     assert_int_equal(send_form(f, &form, &b), 201);
     assert_non_null(strstr(b.data, "\"poet@1\""));
 
+    /* what comes after the end is nobody's: nothing, an empty line, anything */
+    static const char *const ends[] = { "--XX--", "--XX--\r\n\r\n", "--XX--\r\nbye\r\n--XX\r\n" };
+    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+        form.len = complete;
+        buf_puts(&form, ends[i]);
+        assert_int_equal(send_form(f, &form, &b), 200);
+    }
+    /* wherever the end is cut into pieces on its way */
+    static const char small[] = "--XX\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\n"
+                                "-\r\n--X\r\n\r\n--XX--\r\n\r\n";
+    for (size_t cut = sizeof small - 14; cut < sizeof small - 1; cut++) {
+        const int fd = dial(f);
+        char head[200];
+        snprintf(head, sizeof head, "POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                 "multipart/form-data; boundary=\"XX\"\r\nContent-Length: %zu\r\n\r\n",
+                 sizeof small - 1);
+        send_text(fd, head);
+        send_bytes(fd, small, cut);
+        usleep(20000);
+        send_bytes(fd, small + cut, sizeof small - 1 - cut);
+        assert_int_equal(read_answer(fd, &b), 400);
+        assert_non_null(strstr(b.data, "no part `config`"));
+        close(fd);
+    }
+
     form.len = complete - 1000; /* cut inside the weights */
     assert_int_equal(send_form(f, &form, &b), 400);
     assert_non_null(strstr(b.data, "middle of a part"));
