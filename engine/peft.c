@@ -62,6 +62,9 @@ static int find_outer(struct peft_reading *r)
         if (rc != ERR_OK)
             return rc;
         s->targeted = s->targeted && !peft_is_saved(r, path);
+        if (s->targeted && r->c.merged != NULL)
+            return peft_refuse(r->err, "adapter_config.json: target_modules names %s: enable_lora is "
+                               "read for linear layers of the blocks only", path);
         r->ntargeted += s->targeted;
         if (s->targeted && m == MOD_EMBED && (r->c.adalora || r->c.dora || r->c.lora_bias))
             return peft_refuse(r->err,

@@ -50,7 +50,7 @@ const struct peft_field peft_fields[] = {
       "the embedding and the head" },
     { "enable_lora", FIELD_HONOURED, FOR_LORA, NULL, "null",
       "MergedLinear of the first versions of PEFT: becomes plain LoRA of rank r times the parts that "
-      "are on; without bias and what came later" },
+      "are on; in linear layers of the blocks, without bias and what came later" },
     { "ensure_weight_tying", FIELD_HONOURED, FOR_BOTH, NULL, "false",
       "refused if the base's head is its embedding and LoRA or modules_to_save changes one of them; "
       "with trainable_token_indices both are one anyway" },

@@ -22,8 +22,8 @@
     { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false }
 #define SESSION_OPTIONS(default_precision)                                                        \
     { "base", 'b', "FILE", NULL, "base file made by lorad import", false },                       \
-    { "adapter", 'a', "DIR[:WEIGHT]", NULL,                                                       \
-      "PEFT folder, or NAME[@VERSION] with --db; may be repeated, results are added", true },     \
+    { "adapter", 'a', "PATH[:WEIGHT]", NULL,                                                      \
+      "PEFT folder or GGUF file, or NAME[@VERSION] with --db; may be repeated, results are added", true }, \
     { "db", 0, "FILE", NULL, "database that holds the adapters", false },                         \
     { "tenant", 0, "NAME", "default", "whose adapters, with --db", false },                       \
     SESSION_COMPUTE(default_precision)

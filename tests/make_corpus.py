@@ -398,6 +398,20 @@ def gguf(arch, vocab, matrix_type, model_keys=()):
     return head + b"\0" * (-len(head) % 32) + data
 
 
+def gguf_lora(tensors, alpha=2.0):
+    """tensors: name -> (shape with the fastest first, id of the type, bytes)"""
+    keys = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora",
+            "adapter.lora.alpha": alpha}
+    head, data = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)), b""
+    for name, v in keys.items():
+        kind, raw = gvalue(v)
+        head += gtext(name) + struct.pack("<I", kind) + raw
+    for name, (shape, kind, raw) in tensors.items():
+        head += gtext(name) + struct.pack("<I2QIQ", 2, *shape, kind, len(data))
+        data += raw + b"\0" * (-len(raw) % 32)
+    return head + b"\0" * (-len(head) % 32) + data
+
+
 GPT2_VOCAB = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
               "tokenizer.ggml.tokens": ["<s>", "</s>", "a", "b", "ab"], "tokenizer.ggml.merges": ["a b"],
               "tokenizer.ggml.token_type": [3, 3, 1, 1, 1], "tokenizer.ggml.bos_token_id": 0,
@@ -417,7 +431,7 @@ ADALORA = {"peft_type": "ADALORA", "task_type": "CAUSAL_LM", "init_r": 2, "targe
            "total_step": 10, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5}
 
 
-def q_proj(layers, width, rank, dtype="F32", adalora=False):
+def q_proj(layers, width, rank, dtype="F32", adalora=False, extra=None):
     make = {"F32": f32, "F16": f16, "BF16": bf16}[dtype]
     t = {}
     for layer in range(layers):
@@ -428,7 +442,7 @@ def q_proj(layers, width, rank, dtype="F32", adalora=False):
         t[path + "lora_B" + end] = (dtype, [width, r], make(r * width))
         if adalora:
             t[path + "lora_E"] = (dtype, [r, 1], make(r))
-    return safetensors(t, {"format": "pt"})
+    return safetensors(dict(t, **(extra or {})), {"format": "pt"})
 
 
 def tar(files, form=tarfile.PAX_FORMAT, folder=False):
@@ -584,6 +598,25 @@ def main(lorad):
     seed("dataset", "short", "\0\x0d" + lines)
     seed("dataset", "bad", "\0\x01" + "\n".join(['{"text":"a"}', "{", '{"text":1}', '{"text":"a"}', "[]", '{"messages":[]}',
                                                  '{"text":"\\ud800"}', '{"text":"a","text":"b"}', '{}']))
+
+    q = {"blk.0.attn_q.weight.lora_a": ([8, 2], 0, f32(16)), "blk.0.attn_q.weight.lora_b": ([2, 8], 0, f32(16))}
+    seed("gguf_lora", "q", gguf_lora(q))
+    seed("gguf_lora", "types", gguf_lora(dict(q, **{
+        "blk.1.attn_k.weight.lora_a": ([8, 1], 1, f16(8)), "blk.1.attn_k.weight.lora_b": ([1, 4], 1, f16(4)),
+        "blk.1.ffn_down.weight.lora_a": ([12, 1], 30, bf16(12)), "blk.1.ffn_down.weight.lora_b": ([1, 8], 0, f32(8)),
+        "token_embd.weight.lora_a": ([1, 16], 0, f32(16)), "token_embd.weight.lora_b": ([1, 8], 0, f32(8)),
+        "output.weight.lora_a": ([8, 32], 0, f32(256)),
+        "output.weight.lora_b": ([32, 16], 8, b"\0\x38" * 17 * 16)}), 0.0))
+
+    delta = ".token_adapter.trainable_tokens_delta"
+    tokens = {"base_model.model.model.embed_tokens" + delta: ("F32", [2, 8], f32(16)),
+              "base_model.model.lm_head" + delta: ("F16", [1, 8], f16(8))}
+    seed("adapter", "tokens", dump(dict(LORA, target_modules=["q_proj"], trainable_token_indices={
+        "embed_tokens": [3, 0], "lm_head": [15]})).encode() + b"\0" + q_proj(2, 8, lambda l: 1, extra=tokens))
+    merged = {"base_model.model.model.layers.%d.self_attn.q_proj.lora_%s.weight" % (l, part):
+              ("F32", shape, f32(16 if part == "A" else 8))
+              for l in range(2) for part, shape in (("A", [2, 8]), ("B", [8, 1, 1]))}
+    seed("adapter", "merged", dump(dict(LORA, enable_lora=[True, True])).encode() + b"\0" + safetensors(merged))
 
 
 if __name__ == "__main__":

@@ -222,6 +222,10 @@ static void what_is_not_such_a_layer_is_refused_by_name(void **state)
         { "[true,false,true]", "use_dora", "true", 4, 16, false, false, "enable_lora does not go with use_dora" },
         { "[true,false,true]", "use_rslora", "true", 4, 16, false, false, "does not go with use_rslora" },
         { "[true,false,true]", "rank_pattern", "{\"c_attn\":4}", 4, 16, false, false, "with rank_pattern" },
+        { "[true,false,true]", "target_modules", "[\"c_attn\",\"lm_head\"]", 4, 16, false, false,
+          "target_modules names lm_head: enable_lora is read for" },
+        { "[true,false,true]", "target_modules", "[\"c_attn\",\"wte\"]", 4, 16, false, false,
+          "target_modules names transformer.wte: enable_lora" },
         { "[true,false,true]", "r", "4096", 4, 16, false, false, "cannot be written as plain LoRA" },
         { "[true,false,true]", "peft_type", "\"ADALORA\"", 4, 16, false, false, "enable_lora is [true,false,true]: AdaLoRA has no such" },
     };
