@@ -186,7 +186,11 @@ int train_plan(struct train *t, const struct train_opts *o, const struct adapter
                             "stopping early needs validation data");
     rc = from != NULL ? continue_from(t, from, err)
                       : train_targets(t->base, &t->o, &t->modules, &t->nmodules, err);
-    return rc == ERR_OK ? make_slots(t, err) : rc;
+    if (rc == ERR_OK)
+        rc = make_slots(t, err);
+    if (rc == ERR_OK)
+        train_pass_keep(t);
+    return rc;
 }
 
 int train_create(const struct base *base, const struct compute *c, const struct train_opts *o,

@@ -6,7 +6,7 @@
  * adapter's tensors alone.  A step is:
  *   the next `batch` examples, packed into micro-batches of at most `micro_tokens` rows (no row
  *   sees another example's);  per micro-batch: forward, keeping what enters each block;  loss;
- *   backward, each block computed once more first;  gradients add up;
+ *   backward, each block that was not kept (keep_bytes) computed once more first;  gradients add up;
  *   AdaLoRA's orthogonality term;  clipping;  AdamW;  AdaLoRA's importance, budget and mask.
  * The loss of a step is the mean over all its target tokens, in whatever micro-batches they lie.
  *
@@ -85,6 +85,8 @@ struct train_opts {
     int batch;                /* 8: examples per optimiser step */
     int accumulate;           /* 1: a step takes batch * accumulate examples, `batch` at a time */
     int micro_tokens;         /* 0: as many rows at once as the longest example, at least 512 */
+    size_t keep_bytes;        /* 0: memory for values of blocks that need not be computed again on
+                               * the way back; up to a fourth less time, the same bits */
     int max_length;           /* 0: the model's context; longer examples are cut at the end */
     bool shuffle;             /* true: a new order each epoch */
 
@@ -112,7 +114,8 @@ struct train_estimate {
     int64_t steps;
     uint64_t trainable;      /* scalars */
     size_t state_bytes;      /* tensors, gradients, moments, AdaLoRA's averages */
-    size_t work_bytes;       /* activations and scratch at the peak */
+    size_t work_bytes;       /* activations and scratch at the peak, with what keep_bytes allows */
+    size_t keep_all;         /* what keep_bytes has to be for nothing to be computed again */
     size_t bytes;            /* both: what is taken beside the base */
     double seconds_per_step; /* from a short measurement of this base on these threads */
     double seconds;

@@ -113,8 +113,8 @@ static void act_fn(void *arg, int64_t begin, int64_t end, int thread)
     const int F = p->t->base->arch.F;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        const float *gate = b->gate + r * b->ld_gate;
-        const float *up = b->up != NULL ? b->up + r * b->ld_gate : NULL;
+        const float *gate = b->at->gate + r * b->ld_gate;
+        const float *up = b->at->up != NULL ? b->at->up + r * b->ld_gate : NULL;
         if (p->t->base->arch.act == ACT_SILU)
             p->t->ops->silu_mul(gate, up, F, b->act + r * F);
         else if (p->t->base->arch.act == ACT_GELU_TANH)
@@ -132,8 +132,8 @@ static void act_back_fn(void *arg, int64_t begin, int64_t end, int thread)
     const int F = p->t->base->arch.F;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        float *gate = b->gate + r * b->ld_gate;
-        float *up = b->up != NULL ? b->up + r * b->ld_gate : NULL;
+        float *gate = b->at->gate + r * b->ld_gate;
+        float *up = b->at->up != NULL ? b->at->up + r * b->ld_gate : NULL;
         const float *d = b->dact + r * F;
         if (p->t->base->arch.act == ACT_SILU)
             grad_silu_mul(ops, gate, up, d, F, gate, up);
@@ -198,8 +198,8 @@ static void heads_fn(void *arg, int64_t begin, int64_t end, int thread)
     const struct train_buffers *b = &p->t->b;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        heads_there(p, NORM_Q, &b->q, p->t->base->arch.H, b->q_raw, r);
-        heads_there(p, NORM_K, &b->k, p->t->base->arch.G, b->k_raw, r);
+        heads_there(p, NORM_Q, &b->at->q, p->t->base->arch.H, b->at->q_raw, r);
+        heads_there(p, NORM_K, &b->at->k, p->t->base->arch.G, b->at->k_raw, r);
     }
 }
 
@@ -209,8 +209,8 @@ static void heads_back_fn(void *arg, int64_t begin, int64_t end, int thread)
     const struct train_buffers *b = &p->t->b;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
-        heads_back(p, NORM_Q, &b->dq, p->t->base->arch.H, b->q_raw, r);
-        heads_back(p, NORM_K, &b->dk, p->t->base->arch.G, b->k_raw, r);
+        heads_back(p, NORM_Q, &b->dq, p->t->base->arch.H, b->at->q_raw, r);
+        heads_back(p, NORM_K, &b->dk, p->t->base->arch.G, b->at->k_raw, r);
     }
 }
 
@@ -223,7 +223,7 @@ static struct train_attn attention(const struct train *t, int l)
         .scale = a->attn_scale > 0 ? (float)a->attn_scale : 1.0f / sqrtf((float)a->hd),
         .softcap = (float)a->attn_softcap,
         .slopes = t->family->position == POS_ALIBI ? t->slopes : NULL,
-        .q = t->b.q, .k = t->b.k, .v = t->b.v,
+        .q = t->b.at->q, .k = t->b.at->k, .v = t->b.at->v,
         .segs = t->batch.segs, .nsegs = t->batch.nsegs,
     };
 }
@@ -238,28 +238,45 @@ static bool one_product(const struct train *t)
     return t->family->module_path[MOD_GATE_UP] != NULL;
 }
 
+static void normed(struct loop *p, enum norm which, const float *x, float *y)
+{
+    p->norm = &p->layer->norm[which];
+    p->x = x;
+    p->y = y;
+    train_rows(p->t, p->t->base->arch.D, norm_fn, p);
+}
+
+static void there_gate_up(struct train *t, const struct train_where *at, int l)
+{
+    struct train_buffers *b = &t->b;
+    const int D = t->base->arch.D;
+    if (one_product(t))
+        train_linear(t, at, l, &BOTH, 1, b->h2, D, &b->at->gate);
+    else if (b->at->up != NULL)
+        train_linear(t, at, l, GATE_UP, 2, b->h2, D, (float *const[]){ b->at->gate, b->at->up });
+    else
+        train_linear(t, at, l, GATE_UP + 1, 1, b->h2, D, &b->at->gate);
+}
+
 static void there_attention(struct train *t, const struct train_where *at, struct loop *p,
                             const float *x)
 {
     struct train_buffers *b = &t->b;
     const struct arch *a = &t->base->arch;
-    p->norm = &p->layer->norm[NORM_ATTN];
-    p->x = x;
-    p->y = b->h1;
-    train_rows(t, a->D, norm_fn, p);
-    float *const y[] = { b->q.p, b->k.p, b->v.p };
+    float *const y[] = { b->at->q.p, b->at->k.p, b->at->v.p };
     if (joined(t))
         train_linear(t, at, p->l, &JOINED, 1, b->h1, a->D, y);
     else
         train_linear(t, at, p->l, QKV, 3, b->h1, a->D, y);
     train_rows(t, (a->H + a->G) * a->hd, heads_fn, p);
     const struct train_attn attn = attention(t, p->l);
-    train_attn_forward(t->compute, &attn, b->att, b->attn);
-    train_linear(t, at, p->l, &O, 1, b->att, a->H * a->hd, &b->t1);
+    train_attn_forward(t->compute, &attn, b->at->att, b->attn);
+    train_linear(t, at, p->l, &O, 1, b->at->att, a->H * a->hd, &b->at->t1);
     p->post = &p->layer->norm[NORM_POST_ATTN];
-    p->from = b->t1;
+    p->x = x;
+    p->from = b->at->t1;
     p->to = b->dt;
-    p->y = b->xm;
+    p->y = b->at->xm;
     train_rows(t, a->D, add_fn, p);
 }
 
@@ -269,30 +286,27 @@ void train_block(struct train *t, const struct train_where *at, int l, const flo
     struct train_buffers *b = &t->b;
     const struct arch *a = &t->base->arch;
     struct loop p = { .t = t, .layer = &t->base->layers[l], .l = l };
-    there_attention(t, at, &p, x_in);
-    p.norm = &p.layer->norm[NORM_MLP];
-    p.x = a->parallel ? x_in : b->xm;
-    p.y = b->h2;
-    train_rows(t, a->D, norm_fn, &p);
-    if (one_product(t))
-        train_linear(t, at, l, &BOTH, 1, b->h2, a->D, &b->gate);
-    else if (b->up != NULL)
-        train_linear(t, at, l, GATE_UP, 2, b->h2, a->D, (float *const[]){ b->gate, b->up });
-    else
-        train_linear(t, at, l, GATE_UP + 1, 1, b->h2, a->D, &b->gate);
+    const bool kept = x_out == NULL && train_is_kept(t, l);
+    b->at = train_is_kept(t, l) ? &t->kept[l - t->first_kept] : &t->shared;
+    normed(&p, NORM_ATTN, x_in, b->h1);
+    if (!kept)
+        there_attention(t, at, &p, x_in);
+    normed(&p, NORM_MLP, a->parallel ? x_in : b->at->xm, b->h2);
+    if (!kept)
+        there_gate_up(t, at, l);
     train_rows(t, a->F, act_fn, &p);
     const struct train_module *down = train_slot(t, l, MOD_DOWN);
     p.post = &p.layer->norm[NORM_POST_MLP];
     /* On the way back, what down gives is needed for a norm after it and for DoRA; else its h will
      * do, which saves a quarter of the products. */
-    if (x_out != NULL || p.post->w != NULL || (down != NULL && down->m != NULL))
-        train_linear(t, at, l, &DOWN, 1, b->act, a->F, &b->t2);
-    else
+    if (x_out != NULL || (!kept && (p.post->w != NULL || (down != NULL && down->m != NULL))))
+        train_linear(t, at, l, &DOWN, 1, b->act, a->F, &b->at->t2);
+    else if (!kept)
         train_linear_h(t, at, l, MOD_DOWN, b->act, a->F);
     if (x_out == NULL)
         return;
-    p.x = b->xm;
-    p.from = b->t2;
+    p.x = b->at->xm;
+    p.from = b->at->t2;
     p.to = b->dt;
     p.y = x_out;
     train_rows(t, a->D, add_fn, &p);
@@ -318,17 +332,17 @@ static void back_mlp(struct train *t, const struct train_where *at, struct loop 
 {
     struct train_buffers *b = &t->b;
     const struct arch *a = &t->base->arch;
-    const float *dt = back_post(t, p, NORM_POST_MLP, b->t2, dx);
+    const float *dt = back_post(t, p, NORM_POST_MLP, b->at->t2, dx);
     train_linear_back(t, at, p->l, MOD_DOWN, b->act, a->F, dt, b->dact, a->F, false);
     train_rows(t, a->F, act_back_fn, p);
     if (one_product(t)) {
-        train_linear_back(t, at, p->l, MOD_GATE_UP, b->h2, a->D, b->gate, b->dh, a->D, false);
+        train_linear_back(t, at, p->l, MOD_GATE_UP, b->h2, a->D, b->at->gate, b->dh, a->D, false);
         return;
     }
-    if (b->up != NULL)
-        train_linear_back(t, at, p->l, MOD_GATE, b->h2, a->D, b->gate, b->dh, a->D, false);
-    train_linear_back(t, at, p->l, MOD_UP, b->h2, a->D, b->up != NULL ? b->up : b->gate, b->dh,
-                      a->D, b->up != NULL);
+    if (b->at->up != NULL)
+        train_linear_back(t, at, p->l, MOD_GATE, b->h2, a->D, b->at->gate, b->dh, a->D, false);
+    train_linear_back(t, at, p->l, MOD_UP, b->h2, a->D, b->at->up != NULL ? b->at->up : b->at->gate, b->dh,
+                      a->D, b->at->up != NULL);
 }
 
 /* dh1 into t->b.dh, if it is wanted. */
@@ -339,10 +353,10 @@ static void back_attention(struct train *t, const struct train_where *at, struct
     const struct arch *a = &t->base->arch;
     const int wide = a->H * a->hd;
     float *dh = below ? b->dh : NULL;
-    const float *dt = back_post(t, p, NORM_POST_ATTN, b->t1, dx);
-    train_linear_back(t, at, p->l, MOD_O, b->att, wide, dt, b->datt, wide, false);
+    const float *dt = back_post(t, p, NORM_POST_ATTN, b->at->t1, dx);
+    train_linear_back(t, at, p->l, MOD_O, b->at->att, wide, dt, b->datt, wide, false);
     const struct train_attn attn = attention(t, p->l);
-    train_attn_backward(t->compute, &attn, b->att, b->datt, b->dq, b->dk, b->dv, b->attn);
+    train_attn_backward(t->compute, &attn, b->at->att, b->datt, b->dq, b->dk, b->dv, b->attn);
     train_rows(t, (a->H + a->G) * a->hd, heads_back_fn, p);
     if (joined(t)) {
         train_linear_back(t, at, p->l, MOD_QKV, b->h1, a->D, b->dq.p, dh, a->D, false);
@@ -365,15 +379,15 @@ void train_block_back(struct train *t, const struct train_where *at, int l, cons
     back_mlp(t, at, &p, dx);
     if (a->parallel) {
         /* dh is needed again: what the MLP's norm gives waits in xm, which has been read. */
-        memset(b->xm, 0, (size_t)t->batch.rows * (size_t)a->D * sizeof *b->xm);
+        memset(b->at->xm, 0, (size_t)t->batch.rows * (size_t)a->D * sizeof *b->at->xm);
         p.norm = &p.layer->norm[NORM_MLP];
         p.x = x_in;
         p.dy = b->dh;
-        p.dx = b->xm;
+        p.dx = b->at->xm;
         train_rows(t, a->D, norm_back_fn, &p);
     } else {
         p.norm = &p.layer->norm[NORM_MLP];
-        p.x = b->xm;
+        p.x = b->at->xm;
         p.dy = b->dh;
         p.dx = dx;
         train_rows(t, a->D, norm_back_fn, &p);
@@ -388,5 +402,5 @@ void train_block_back(struct train *t, const struct train_where *at, int l, cons
     train_rows(t, a->D, norm_back_fn, &p);
     if (a->parallel)
         for (size_t i = 0; i < (size_t)t->batch.rows * (size_t)a->D; i++)
-            dx[i] += b->xm[i];
+            dx[i] += b->at->xm[i];
 }

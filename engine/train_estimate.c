@@ -48,6 +48,7 @@ static int time_matrix(struct train *t, const struct matrix *w, struct cost *ret
 static int time_row(struct train *t, double *ret, struct err *err)
 {
     const int L = t->base->arch.L, trained = L - t->first;
+    const int again = trained - 1 - t->nkept; /* blocks that are computed twice */
     double all = 0;
     struct cost c;
     for (int m = 0; m < MOD_COUNT; m++) {
@@ -57,7 +58,7 @@ static int time_row(struct train *t, double *ret, struct err *err)
         int rc = time_matrix(t, w, &c, err);
         if (rc != ERR_OK)
             return rc;
-        all += c.there * (L + (m == MOD_DOWN ? 0 : trained)) + c.back * trained;
+        all += c.there * (L + (m == MOD_DOWN ? 0 : again)) + c.back * trained;
     }
     int rc = time_matrix(t, &t->base->head, &c, err);
     if (rc != ERR_OK)
@@ -109,6 +110,8 @@ int train_estimate(const struct base *base, const struct compute *c, const struc
         const double per_example = (double)data->tokens / (double)data->n;
         double each = (double)t.o.batch * t.o.accumulate;
         each = each < (double)data->n ? each : (double)data->n;
+        if (t.o.method != METHOD_DORA)
+            e.keep_all = train_kept_bytes(&t) * (size_t)(base->arch.L - 1 - t.first);
         e.bytes = e.state_bytes + e.work_bytes;
         e.seconds_per_step = row * per_example * each;
         e.seconds = e.seconds_per_step * (double)e.steps;

@@ -50,12 +50,19 @@ struct train_batch {
     int32_t *targets;           /* [T]: ... and those tokens */
 };
 
-/* Buffers of one block, [T][...] each. */
-struct train_buffers {
-    float *h1, *att, *t1, *xm, *h2, *gate, *up, *act, *t2;
-    int ld_gate;
+/* What the way back of a block needs of the way there and costs products to compute again; [T][...]
+ * each.  One for the block at hand, and one for each block that there is memory to keep it for. */
+struct train_values {
     struct train_heads q, k, v;    /* after norm and rope */
     float *q_raw, *k_raw;          /* before, where there are norms of q and k: [H hd], [G hd] */
+    float *att, *t1, *xm, *gate, *up, *t2; /* t2 is only used where a norm or DoRA follows */
+};
+
+/* Buffers of one block, [T][...] each. */
+struct train_buffers {
+    struct train_values *at;       /* of the block at hand */
+    float *h1, *h2, *act;
+    int ld_gate;
     struct train_heads dq, dk, dv; /* the same shape as q, k, v */
     float *dh, *dt, *dact, *datt;  /* dt: gradient of what attention or MLP add */
     float *drop, *ddrop;           /* dropped inputs and their gradient: [widest input] */
@@ -112,6 +119,9 @@ struct train {
     float *xs, *x, *dx;          /* [L - first + 1][T][D]; of the batch at hand; [T][D] */
     struct train_batch batch;
     struct train_buffers b;
+    struct train_values shared;    /* of the block at hand, unless it is kept */
+    struct train_values *kept;     /* [nkept]: of layers first_kept .. L - 2 */
+    int first_kept, nkept;
 };
 
 /* --- train.c --- */
@@ -164,9 +174,14 @@ void train_linear_back(struct train *t, const struct train_where *at, int layer,
                        const float *x, int ldx, const float *dy, float *dx, int lddx, bool add);
 
 /* --- train_block.c --- */
-/* x_out = block(x_in), leaving in t->b what the way back needs.  again: only that, x_out is NULL. */
+/* x_out = block(x_in), leaving in t->b what the way back needs.  Again, for that alone: x_out is NULL;
+ * of a kept block only what it does not keep is computed then. */
 void train_block(struct train *t, const struct train_where *at, int layer, const float *x_in,
                  float *x_out);
+static inline bool train_is_kept(const struct train *t, int layer)
+{
+    return layer >= t->first_kept && layer < t->first_kept + t->nkept;
+}
 /* dx in place: of x_out becomes of x_in (untouched where nothing below is trained). */
 void train_block_back(struct train *t, const struct train_where *at, int layer, const float *x_in,
                       float *dx);
@@ -184,6 +199,9 @@ int train_pass(struct train *t, const struct train_where *at, float scale, train
                void *ud, struct train_sum *ret, struct err *err);
 /* Bytes of the workspace; needs base, compute, o, modules, first and T. */
 size_t train_pass_bytes(struct train *t);
+/* What keeping one more block takes, and t->nkept and first_kept from o.keep_bytes. */
+size_t train_kept_bytes(const struct train *t);
+void train_pass_keep(struct train *t);
 int train_pass_create(struct train *t, struct err *err);
 void train_pass_free(struct train *t);
 

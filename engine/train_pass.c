@@ -1,8 +1,9 @@
 /* train_pass.c - one micro-batch: embedding, blocks, loss, and the way back; and the memory for it.
  *
  * What enters each block from the lowest trained one on is kept ([T][D] per layer); everything else
- * is computed again, block by block, on the way back.  The last block's values are still there when
- * the way back begins.  Logits exist for TRAIN_HEAD_ROWS target rows at a time. */
+ * is computed again, block by block, on the way back, but for the last blocks that there is memory to
+ * keep (train_values; the same bits either way).  The last block's values are still there when the
+ * way back begins.  Logits exist for TRAIN_HEAD_ROWS target rows at a time. */
 #include "engine/train_int.h"
 
 #include "engine/attn.h"
@@ -10,7 +11,7 @@
 #include "engine/mem.h"
 #include "engine/ops_grad.h"
 
-#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* --- memory ------------------------------------------------------------------------------------------ */
@@ -79,29 +80,43 @@ static size_t dx_scratch(const struct train *t)
     return most;
 }
 
+/* With `kept`, t1 and t2 only where a norm follows that needs them; else they are the shared ones. */
+static void carve_values(struct carver *c, const struct train *t, bool kept, struct train_values *v)
+{
+    const bool t1 = !kept || t->family->norm_path[NORM_POST_ATTN] != NULL;
+    const bool t2 = !kept || t->family->norm_path[NORM_POST_MLP] != NULL;
+    const struct arch *a = &t->base->arch;
+    const size_t T = (size_t)t->T, D = (size_t)a->D, F = (size_t)a->F,
+                 Q = (size_t)a->H * (size_t)a->hd, K = (size_t)a->G * (size_t)a->hd;
+    const bool one = t->family->module_path[MOD_GATE_UP] != NULL;
+    carve_heads(c, t, &v->q, &v->k, &v->v);
+    v->q_raw = a->qk_norm ? floats(c, T * Q) : NULL;
+    v->k_raw = a->qk_norm ? floats(c, T * K) : NULL;
+    v->att = floats(c, T * Q);
+    v->t1 = t1 ? floats(c, T * D) : t->shared.t1;
+    v->xm = floats(c, T * D);
+    v->t2 = t2 ? floats(c, T * D) : t->shared.t2;
+    v->gate = floats(c, T * F * (one ? 2 : 1));
+    if (one)
+        v->up = v->gate != NULL ? v->gate + F : NULL;
+    else
+        v->up = t->family->module_path[MOD_GATE] != NULL ? floats(c, T * F) : NULL;
+}
+
 static void carve_block(struct carver *c, struct train *t)
 {
     const struct arch *a = &t->base->arch;
     struct train_buffers *b = &t->b;
     const size_t T = (size_t)t->T, D = (size_t)a->D, F = (size_t)a->F,
-                 Q = (size_t)a->H * (size_t)a->hd, K = (size_t)a->G * (size_t)a->hd;
-    const bool one = t->family->module_path[MOD_GATE_UP] != NULL,
-               drop = t->o.dropout > 0, is_dora = t->o.method == METHOD_DORA;
-    float **const D_wide[] = { &b->h1, &b->t1, &b->xm, &b->h2, &b->t2, &b->dh, &b->dt };
+                 Q = (size_t)a->H * (size_t)a->hd;
+    const bool drop = t->o.dropout > 0, is_dora = t->o.method == METHOD_DORA;
+    float **const D_wide[] = { &b->h1, &b->h2, &b->dh, &b->dt };
     for (size_t i = 0; i < sizeof D_wide / sizeof D_wide[0]; i++)
         *D_wide[i] = floats(c, T * D);
-    carve_heads(c, t, &b->q, &b->k, &b->v);
+    carve_values(c, t, false, &t->shared);
     carve_heads(c, t, &b->dq, &b->dk, &b->dv);
-    b->q_raw = a->qk_norm ? floats(c, T * Q) : NULL;
-    b->k_raw = a->qk_norm ? floats(c, T * K) : NULL;
-    b->att = floats(c, T * Q);
     b->datt = floats(c, T * Q);
-    b->ld_gate = one ? 2 * a->F : a->F;
-    b->gate = floats(c, T * (size_t)b->ld_gate);
-    if (one)
-        b->up = b->gate != NULL ? b->gate + F : NULL;
-    else
-        b->up = t->family->module_path[MOD_GATE] != NULL ? floats(c, T * F) : NULL;
+    b->ld_gate = t->family->module_path[MOD_GATE_UP] != NULL ? 2 * a->F : a->F;
     b->act = floats(c, T * F);
     b->dact = floats(c, T * F);
     b->drop = drop ? floats(c, T * (size_t)largest(t, 0)) : NULL;
@@ -118,7 +133,8 @@ static void carve_block(struct carver *c, struct train *t)
     b->capped = a->final_softcap > 0 ? floats(c, TRAIN_HEAD_ROWS * (size_t)a->V) : NULL;
 }
 
-/* h and u of the modules: those of one kind share memory, since only one block is at hand. */
+/* h and u of the modules: those of one kind share memory, since only one block is at hand; those of
+ * kept blocks have an h of their own. */
 static void carve_modules(struct carver *c, struct train *t)
 {
     for (int kind = 0; kind < MOD_COUNT; kind++) {
@@ -132,11 +148,13 @@ static void carve_modules(struct carver *c, struct train *t)
         }
         float *h = floats(c, (size_t)t->T * r);
         float *u = t->o.method == METHOD_DORA ? floats(c, (size_t)t->T * out) : NULL;
-        for (size_t i = 0; i < t->nmodules; i++)
-            if ((int)t->modules[i].module == kind) {
-                t->modules[i].h = h;
-                t->modules[i].u = u;
-            }
+        for (size_t i = 0; i < t->nmodules; i++) {
+            struct train_module *m = &t->modules[i];
+            if ((int)m->module != kind)
+                continue;
+            m->h = train_is_kept(t, m->layer) ? floats(c, (size_t)t->T * (size_t)m->r) : h;
+            m->u = u;
+        }
     }
 }
 
@@ -153,6 +171,10 @@ static size_t lay_out(struct train *t, char *mem)
     t->sin = floats(&c, T * angles * 2);
     carve_block(&c, t);
     carve_modules(&c, t);
+    for (int i = 0; i < t->nkept; i++) {
+        struct train_values v;
+        carve_values(&c, t, true, t->kept != NULL ? &t->kept[i] : &v);
+    }
     t->batch.segs = carve(&c, T, sizeof *t->batch.segs);
     t->batch.tokens = carve(&c, T, sizeof *t->batch.tokens);
     t->batch.pos = carve(&c, T, sizeof *t->batch.pos);
@@ -175,6 +197,27 @@ static size_t packed_bytes(const struct train *t)
     return one * (t->o.method == METHOD_DORA && t->o.dropout > 0 ? 2 : 1);
 }
 
+size_t train_kept_bytes(const struct train *t)
+{
+    struct train_values v;
+    struct carver c = { NULL, 0 };
+    carve_values(&c, t, true, &v);
+    for (size_t i = 0; i < t->nmodules; i++)
+        if (t->modules[i].layer == t->base->arch.L - 1)
+            floats(&c, (size_t)t->T * (size_t)t->modules[i].r);
+    return c.at;
+}
+
+/* Blocks are kept from the last but one down (the last is at hand when the way back begins).  DoRA's u
+ * is not kept, so there is nothing to gain. */
+void train_pass_keep(struct train *t)
+{
+    const int most = t->base->arch.L - 1 - t->first;
+    const size_t n = t->o.method == METHOD_DORA ? 0 : t->o.keep_bytes / train_kept_bytes(t);
+    t->nkept = n < (size_t)most ? (int)n : most;
+    t->first_kept = t->base->arch.L - 1 - t->nkept;
+}
+
 size_t train_pass_bytes(struct train *t) { return lay_out(t, NULL) + packed_bytes(t); }
 
 int train_pass_create(struct train *t, struct err *err)
@@ -184,6 +227,9 @@ int train_pass_create(struct train *t, struct err *err)
     t->nropes = a->rot == 0 ? 0 : a->rope_theta_local > 0 ? 2 : 1;
     act_init(&t->act);
     act_init(&t->act_drop);
+    t->kept = calloc((size_t)t->nkept + 1, sizeof *t->kept);
+    if (t->kept == NULL)
+        return err_nomem(err);
     t->mem_bytes = lay_out(t, NULL);
     t->mem = mem_alloc(t->mem_bytes);
     if (t->mem == NULL)
@@ -217,6 +263,7 @@ void train_pass_free(struct train *t)
     rope_destroy(t->rope[1]);
     act_free(&t->act);
     act_free(&t->act_drop);
+    free(t->kept);
     if (t->mem != NULL)
         mem_free(t->mem, t->mem_bytes);
 }

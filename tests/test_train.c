@@ -216,8 +216,9 @@ static const struct { const char *what, *config; } families[] = {
 static void gradients_of_every_family_are_those_of_its_loss(void **state)
 {
     (void)state;
-    const struct train_opts o = opts_of(METHOD_LORA);
+    struct train_opts o = opts_of(METHOD_LORA);
     for (size_t i = 0; i < COUNT(families); i++) {
+        o.keep_bytes = i % 2 == 0 ? 0 : (size_t)1 << 30;
         struct base *b = support_base_config(families[i].config, "f32", PREC_F32);
         check_gradient(families[i].what, b, &o, 1e-3);
         base_free(b);
@@ -337,8 +338,10 @@ static void threads_and_interruptions_change_no_bit(void **state)
                 step(t);
             hash_of(t, x);
             train_destroy(t);
-            /* Two threads, and a new process after every third step. */
+            /* Two threads, a new process after every third step, and blocks that are kept. */
+            o.keep_bytes = bits8 ? (size_t)1 << 30 : 400 << 10; /* both blocks, or one, are kept */
             t = create(b, &two, &o, d, NULL, NULL);
+            assert_int_equal(t->nkept, method == METHOD_DORA ? 0 : bits8 ? 2 : 1);
             while (train_step_now(t) < train_steps(t)) {
                 step(t);
                 if (train_step_now(t) % 3 != 0)
@@ -517,6 +520,7 @@ static void a_run_learns_looks_keeps_and_ends(void **state)
         o.eval_every = 7;
         o.checkpoint_every = 10;
         o.adalora.tfinal = 10;
+        o.keep_bytes = (size_t)1 << 30;
         struct train *t = create(b, &c, &o, make_data(1), make_data(2), NULL);
         if (train_loop(t, &h, &end, &err) != ERR_OK)
             fail_msg("%s", err.msg);
