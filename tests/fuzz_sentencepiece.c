@@ -21,11 +21,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     char *model = fuzz_text(data, len), *json = NULL;
     struct tokenizer *t = NULL;
     int rc = spm_tokenizer(model, len, config, added, &json, &err);
-    if (rc == ERR_OK) {
+    if (rc == ERR_OK)
         rc = tokenizer_load(json, strlen(json), &t, &err);
-        law(rc == ERR_OK || config != NULL || strstr(err.msg, "precompiled_charsmap") != NULL,
-            "what is made of a model alone is read, but for a damaged map of characters");
-    }
     law(rc == ERR_OK || err.msg[0] != '\0', "a failure says why");
     if (rc == ERR_OK)
         fuzz_try_texts(t);
