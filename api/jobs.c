@@ -46,7 +46,7 @@ static bool take_pair(void *ud, const char *key, const char *value)
     to[len - nhead - 1] = '\0';
     p->pair[p->n].key = to;
     to += strlen(to) + 1;
-    strcpy(to, value);
+    memcpy(to, value, strlen(value) + 1);
     p->pair[p->n++].value = to;
     return true;
 }

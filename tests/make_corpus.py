@@ -561,6 +561,15 @@ def main(lorad):
     seed("params", "completion", dump(COMPLETION))
     seed("params", "chat", dump(CHAT))
     seed("params", "lists", dump({"prompt": [[1, 2], [3]], "max_tokens": 1, "stop": "x"}))
+    recipe = {"alpha": 8, "target_modules": ["q_proj"], "dropout": 0.1, "learning_rate": 1e-3, "schedule": "cosine",
+              "warmup": 10, "max_steps": 9, "batch_size": 2, "accumulate": 2, "moments": "8bit", "dtype": "bf16",
+              "eval_every": 5, "patience": 2, "shuffle": False, "seed": 7, "clip": 0, "adam_eps": 1e-6}
+    seed("method", "lora", dump({"type": "lora", "lora": dict(
+        recipe, rank=4, init="normal", rank_pattern={"b": 2, "a": 3}, alpha_pattern={"a": 1.5}, lr_b_ratio=16)}))
+    seed("method", "adalora", dump({"type": "adalora", "adalora": dict(
+        recipe, target_r=4, init_r=6, tinit=1, tfinal=2, deltaT=2, beta1=0.8, beta2=0.9, orth_reg_weight=0.1)}))
+    seed("method", "supervised", dump({"type": "supervised", "supervised": {"hyperparameters": {
+        "batch_size": 4, "n_epochs": "auto", "learning_rate_multiplier": 0.5}}}))
     seed("tokens", "list", "1,2, 3 400")
     seed("tokens", "file", b"F" + safetensors({"ids": ("I64", [2, 3], i64(6))}))
     seed("tokens", "file32", b"F" + safetensors({"ids": ("I32", [4], b"\1\0\0\0" * 4)}))
