@@ -27,16 +27,12 @@ struct score {
     uint64_t targets, hits;
 };
 
-/* -log softmax(logits)[id], in fp64, and whether id is the most probable. */
 static void add(struct score *s, const float *logits, int id)
 {
     int top = 0;
-    double sum = 0;
     for (int i = 1; i < s->V; i++)
         top = logits[i] > logits[top] ? i : top;
-    for (int i = 0; i < s->V; i++)
-        sum += exp((double)logits[i] - logits[top]);
-    s->nll += log(sum) + logits[top] - logits[id];
+    s->nll += session_nll(logits, s->V, id);
     s->hits += top == id;
     s->targets++;
 }

@@ -258,24 +258,12 @@ struct score {
     uint64_t count;
 };
 
-/* -log softmax(logits)[id], in fp64 */
-static double surprise(const float *logits, int V, int id)
-{
-    double top = logits[0];
-    for (int i = 1; i < V; i++)
-        top = logits[i] > top ? logits[i] : top;
-    double sum = exp(logits[0] - top);
-    for (int i = 1; i < V; i++)
-        sum += exp(logits[i] - top);
-    return log(sum) + top - logits[id];
-}
-
 static int add_score(void *ud, int pos, int n, const float *logits, struct err *err)
 {
     struct score *s = ud;
     (void)err;
     for (int i = 0; i < n && pos + i + 1 < s->n; i++) {
-        s->nll += surprise(logits + (size_t)i * (size_t)s->V, s->V, s->ids[pos + i + 1]);
+        s->nll += session_nll(logits + (size_t)i * (size_t)s->V, s->V, s->ids[pos + i + 1]);
         s->count++;
     }
     return ERR_OK;

@@ -242,6 +242,17 @@ int session_run(struct session_runner *r, const int32_t *tokens, int n, session_
     return rc;
 }
 
+double session_nll(const float *logits, int V, int id)
+{
+    double top = logits[0];
+    for (int i = 1; i < V; i++)
+        top = logits[i] > top ? logits[i] : top;
+    double sum = exp(logits[0] - top);
+    for (int i = 1; i < V; i++)
+        sum += exp(logits[i] - top);
+    return log(sum) + top - logits[id];
+}
+
 void session_runner_close(struct session_runner *r)
 {
     if (r == NULL)

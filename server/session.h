@@ -59,6 +59,8 @@ int session_runner_open(struct session *s, int longest, struct session_runner **
 /* Every position's logits, in order, in pieces.  Ids must be below V. */
 int session_run(struct session_runner *r, const int32_t *tokens, int n, session_logits_fn fn,
                 void *ud, struct err *err);
+/* -log softmax(logits)[id], in fp64. */
+double session_nll(const float *logits, int V, int id);
 void session_runner_close(struct session_runner *r); /* NULL is fine */
 
 #endif
