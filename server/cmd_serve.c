@@ -8,6 +8,7 @@
 #include "engine/util.h"
 #include "server/cmd.h"
 #include "server/http.h"
+#include "server/job_runner.h"
 #include "server/options.h"
 #include "server/session.h"
 
@@ -39,6 +40,11 @@ static const struct opt table[] = {
     { "context", 0, "N", "0", "longest sequence; 0: what the model allows", false },
     { "max-upload", 0, "SIZE", "2G", "largest adapter", false },
     { "max-file", 0, "SIZE", "512M", "largest file of training data", false },
+    { "jobs", 0, "on|off", "on", "run fine-tuning jobs, at idle priority", false },
+    { "train-threads", 0, "N", "0", "that train; 0: one per available CPU", false },
+    { "train-precision", 0, "fast|exact|f32", "exact", "how linear layers multiply in training", false },
+    { "train-memory", 0, "SIZE", NULL, "set aside for a running job; default what --memory leaves",
+      false },
     { "max-jobs", 0, "N", "100", "fine-tuning jobs of a tenant that have not ended; 0: no limit", false },
     { "max-uploads", 0, "N", "4", "uploads at once", false },
     { "max-body", 0, "SIZE", "8M", "largest JSON body", false },
@@ -73,11 +79,15 @@ struct server {
     } loader;
     struct adapter_cache *adapters;
     struct sched *sched;
+    struct job_runner *jobs;
     struct api *api;
     struct http *http;
     struct sched_opts so;
     struct api_opts ao;
     struct http_opts ho;
+    struct job_runner_opts jo;
+    char memory_why[160];
+    bool run_jobs;
     struct mem_plan plan;
     int port, fd;
     bool keys;
@@ -145,6 +155,46 @@ static bool read_options(const struct opts *o, struct server *s, size_t *ret_mem
            opt_double(o, "stall-timeout", 1, 1e6, &h->stall_seconds);
 }
 
+/* What jobs may use.  Memory that is set aside for them is not serving's; without that they get what the
+ * plan leaves, which is known when there is one.  0, or 2 after a sentence. */
+static int read_job_options(const struct opts *o, struct server *s, size_t *memory)
+{
+    struct err err = { 0 };
+    const char *on = opt_str(o, "jobs");
+    const size_t limit = mem_limit();
+    char a[32], b[32];
+    s->run_jobs = strcmp(on, "on") == 0;
+    if (!s->run_jobs && strcmp(on, "off") != 0)
+        return fail(2, "--jobs is on or off, not %s", on);
+    if (!int_opt(o, "train-threads", 0, 1024, &s->jo.threads) ||
+        !size_opt(o, "train-memory", &s->jo.memory))
+        return 2;
+    if (precision_parse(opt_str(o, "train-precision"), &s->jo.precision, &err) != ERR_OK)
+        return fail(2, "--train-precision: %s", err.msg);
+    if (s->jo.precision == PREC_F32 && s->compute.precision != PREC_F32)
+        return fail(2, "--train-precision f32 needs the base's scales in fp32: --precision f32 too");
+    if (s->jo.memory >= limit)
+        return fail(2, "--train-memory %s is all of the %s there are", human_bytes(s->jo.memory, a),
+                    human_bytes(limit, b));
+    if (s->jo.memory > 0 && *memory == 0)
+        *memory = limit / 5 * 4 < limit - s->jo.memory ? limit / 5 * 4 : limit - s->jo.memory;
+    return 0;
+}
+
+static void plan_jobs(struct server *s)
+{
+    const size_t limit = mem_limit();
+    char a[32], b[32];
+    if (s->jo.memory > 0) {
+        snprintf(s->memory_why, sizeof s->memory_why, "that is --train-memory");
+        return;
+    }
+    s->jo.memory = limit > s->plan.total ? limit - s->plan.total : 0;
+    snprintf(s->memory_why, sizeof s->memory_why,
+             "of %s of memory, serving may take %s (--memory); --train-memory sets some aside",
+             human_bytes(limit, a), human_bytes(s->plan.total, b));
+}
+
 /* The database: made if it is not there; nothing left of uploads that a crash cut off. */
 static int open_db(struct server *s, struct err *err)
 {
@@ -199,6 +249,20 @@ static int start_engine(struct server *s, struct err *err)
     return rc;
 }
 
+static int start_jobs(struct server *s, struct err *err)
+{
+    s->jo.db_path = s->db_path;
+    s->jo.base = s->base;
+    s->jo.tokenizer = s->tokenizer;
+    s->jo.chat = s->chat;
+    s->jo.isa = s->compute.isa;
+    s->jo.memory_why = s->memory_why;
+    int rc = job_runner_start(&s->jo, &s->jobs, err);
+    s->ao.jobs_wake = rc == ERR_OK ? job_runner_wake : NULL;
+    s->ao.jobs_ud = s->jobs;
+    return rc;
+}
+
 static int start_api(struct server *s, const char *host, bool access_log, struct err *err)
 {
     int rc = http_listen(host, s->port, &s->fd, &s->port, &s->ao.loopback, err);
@@ -216,6 +280,9 @@ static int start_api(struct server *s, const char *host, bool access_log, struct
     s->ao.compute = &s->compute;
     s->ao.db_path = s->db_path;
     s->ao.version = lorad_version;
+    rc = s->run_jobs ? start_jobs(s, err) : ERR_OK;
+    if (rc != ERR_OK)
+        return rc;
     rc = api_create(&s->ao, &s->api, err);
     if (rc != ERR_OK)
         return rc;
@@ -250,6 +317,7 @@ static void banner(const struct server *s, const char *host)
 static void stop(struct server *s)
 {
     http_stop(s->http, 5);
+    job_runner_stop(s->jobs);
     if (s->sched != NULL)
         sched_destroy(s->sched);
     if (s->adapters != NULL)
@@ -271,6 +339,7 @@ static void wait_and_drain(struct server *s, const sigset_t *signals)
     fprintf(stderr, "lorad: %s: finishing what runs, for at most %g s\n", strsignal(sig),
             s->drain_seconds);
     pthread_sigmask(SIG_UNBLOCK, signals, NULL); /* a second one kills */
+    job_runner_ask_stop(s->jobs);
     api_set_draining(s->api);
     sched_drain(s->sched, s->drain_seconds);
 }
@@ -286,6 +355,9 @@ static int serve(const struct opts *o, struct server *s, struct err *err)
     if (precision_parse(opt_str(o, "precision"), &s->compute.precision, err) != ERR_OK ||
         isa_select(opt_str(o, "kernel"), &s->compute.isa, err) != ERR_OK)
         return fail(2, "%s", err->msg);
+    const int code = read_job_options(o, s, &memory);
+    if (code != 0)
+        return code;
 
     /* Before any thread, so that all of them leave the signals to this one. */
     sigset_t signals;
@@ -302,6 +374,8 @@ static int serve(const struct opts *o, struct server *s, struct err *err)
         rc = pool_create(threads, &s->compute.pool, err);
     if (rc == ERR_OK)
         rc = load_base(s, opt_str(o, "base"), opt_flag(o, "mmap"), memory, kv, cache, err);
+    if (rc == ERR_OK)
+        plan_jobs(s);
     if (rc == ERR_OK)
         rc = session_template(s->base, opt_str(o, "chat-template"), &s->chat, err);
     if (rc == ERR_OK)
