@@ -16,7 +16,7 @@ static json_t *file_json(const struct store_file *f)
 }
 
 /* --- POST /v1/files -F purpose=fine-tune -F file=@train.jsonl
- *                    [-F 'expires_after[anchor]=created_at' -F 'expires_after[seconds]=86400'] -------- */
+ *                    [-F 'expires_after[anchor]=created_at' -F 'expires_after[seconds]=86400'] --- */
 
 enum { P_FILE, P_PURPOSE, P_ANCHOR, P_SECONDS, P_COUNT };
 static const char *const part_names[P_COUNT] = { "file", "purpose", "expires_after[anchor]",
@@ -189,7 +189,7 @@ int files_create(struct api_ctx *c, struct err *err)
     return rc != ERR_OK ? rc : resp_json(c, 200, file_json(&f), err);
 }
 
-/* --- the rest ----------------------------------------------------------------------------------------- */
+/* --- the rest -------------------------------------------------------------------------------- */
 
 /* GET /v1/files?purpose=&after=&limit=&order=asc|desc */
 int files_list(struct api_ctx *c, struct err *err)
@@ -243,11 +243,12 @@ static int to_spool(void *ud, const void *data, size_t len, struct err *err)
 /* The name with what a header cannot hold replaced. */
 static void header_name(const char *name, char ret[128])
 {
-    size_t n = 0;
-    for (; name[n] != '\0' && n < 127; n++)
-        ret[n] = name[n] < 0x20 || name[n] > 0x7e || name[n] == '"' || name[n] == '\\' ? '_' :
-                                                                                       name[n];
+    const size_t n = strnlen(name, 127);
+    memcpy(ret, name, n);
     ret[n] = '\0';
+    for (char *p = ret; *p != '\0'; p++)
+        if (*p < 0x20 || *p > 0x7e || *p == '"' || *p == '\\')
+            *p = '_';
 }
 
 /* GET /v1/files/{ref}/content: through a file of the spool, so that a slow reader keeps nothing in

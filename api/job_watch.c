@@ -55,7 +55,7 @@ static void listener_free(struct listener *l)
     free(l);
 }
 
-/* --- the thread -------------------------------------------------------------------------------------- */
+/* --- the thread ------------------------------------------------------------------------------ */
 static int dump_to_buf(const char *s, size_t len, void *ud)
 {
     return buf_add(ud, s, len) == ERR_OK ? 0 : -1;
@@ -214,7 +214,7 @@ static void *watch(void *ud)
     return NULL;
 }
 
-/* --- streams ------------------------------------------------------------------------------------------ */
+/* --- streams --------------------------------------------------------------------------------- */
 static bool next(void *ud, struct buf *out)
 {
     struct listener *l = ud;

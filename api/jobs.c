@@ -18,7 +18,7 @@ static int respond(struct api_ctx *c, int rc, json_t *data, bool more, struct er
     return rc;
 }
 
-/* --- lists ------------------------------------------------------------------------------------------- */
+/* --- lists ----------------------------------------------------------------------------------- */
 enum { PAIRS_MAX = 16, PAIR_BYTES = 2048 };
 
 /* metadata[k]=v of the query, in memory of its own. */
@@ -103,7 +103,7 @@ int jobs_show(struct api_ctx *c, struct err *err)
     return resp_json(c, 200, out, err);
 }
 
-/* --- wishes ------------------------------------------------------------------------------------------ */
+/* --- wishes ---------------------------------------------------------------------------------- */
 typedef int (*wish_fn)(struct store *, int64_t, const char *, struct store_job *, struct err *);
 
 /* POST .../{ref}/cancel, pause, resume: no body, or {}. */
@@ -143,7 +143,7 @@ int jobs_delete(struct api_ctx *c, struct err *err)
                                        "fine_tuning.job", "deleted", 1), err);
 }
 
-/* --- what a run reports -------------------------------------------------------------------------------- */
+/* --- what a run reports ---------------------------------------------------------------------- */
 /* ?after=ID of a list that runs from the newest down; 0: from the newest. */
 static int read_after(struct api_ctx *c, const struct store_job *j, const char *prefix,
                       int64_t *ret, struct err *err)

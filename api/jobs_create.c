@@ -44,7 +44,7 @@ static int dump(json_t *j, char **ret, struct err *err)
     return *ret != NULL ? ERR_OK : err_nomem(err);
 }
 
-/* --- model: the base, or a version to go on from -------------------------------------------------------- */
+/* --- model: the base, or a version to go on from --------------------------------------------- */
 static int read_model(struct api_ctx *c, struct order *o, struct err *err)
 {
     const struct base *base = c->api->o.base;
@@ -72,8 +72,9 @@ static int read_model(struct api_ctx *c, struct order *o, struct err *err)
     return rc;
 }
 
-/* --- options ---------------------------------------------------------------------------------------------- */
-/* Top-level hyperparameters are OpenAI's old way: with a method that has its own they may say nothing. */
+/* --- options --------------------------------------------------------------------------------- */
+/* Top-level hyperparameters are OpenAI's old way: where the method has settings they may say
+ * nothing. */
 static int read_hyper(struct order *o, json_t *method, struct err *err)
 {
     json_t *hyper = json_object_get(o->in, "hyperparameters");
@@ -175,7 +176,7 @@ static int read_options(struct order *o, struct err *err)
     return rc == ERR_OK ? write_options(o, method, err) : rc;
 }
 
-/* --- files ------------------------------------------------------------------------------------------------ */
+/* --- files ----------------------------------------------------------------------------------- */
 /* Of this purpose, or any if NULL. */
 static int check_file(struct api_ctx *c, const char *param, const char *ref, const char *purpose,
                       struct err *err)
@@ -210,7 +211,7 @@ static int read_files(struct api_ctx *c, struct order *o, struct err *err)
     return rc;
 }
 
-/* --- what becomes of it ------------------------------------------------------------------------------------ */
+/* --- what becomes of it ---------------------------------------------------------------------- */
 static int read_suffix(struct api_ctx *c, struct order *o, struct err *err)
 {
     int rc = json_get_str(o->in, "suffix", &o->job.name, err);
@@ -294,7 +295,7 @@ static int refuse_integrations(struct order *o, struct err *err)
                         "/v1/fine_tuning/jobs/ID/metrics has the numbers", type ? type : "nothing");
 }
 
-/* --- idempotency ------------------------------------------------------------------------------------------- */
+/* --- idempotency ----------------------------------------------------------------------------- */
 /* The same request is the same JSON, however its members are ordered and spaced. */
 static int read_key(struct api_ctx *c, struct order *o, struct err *err)
 {

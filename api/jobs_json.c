@@ -101,7 +101,7 @@ json_t *job_json(const struct api *a, const struct store_job *j)
                      own_name(j) ? NULL : j->name, "lorad", ours_json(a, j));
 }
 
-/* --- parts of a job: ids are made of its own, so that one can be told from another's ------------------ */
+/* --- parts of a job: ids are made of its own, so that one can be told from another's --------- */
 static const char event_prefix[] = "ftevent-", checkpoint_prefix[] = "ftckpt_";
 
 static void part_id(const struct store_job *j, const char *prefix, int64_t n, char ret[64])

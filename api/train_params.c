@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- the table ----------------------------------------------------------------------------------- */
+/* --- the table ------------------------------------------------------------------------------- */
 enum kind { INT, INT64, UINT64, REAL, BOOL, WORD };
 enum who { ALL, ADALORA };
 
@@ -82,7 +82,7 @@ static const struct field *field_named(const char *name)
     return NULL;
 }
 
-/* --- reading --------------------------------------------------------------------------------------- */
+/* --- reading --------------------------------------------------------------------------------- */
 static int get_real(json_t *obj, const char *name, double *ret, struct err *err)
 {
     const json_t *v = json_object_get(obj, name);
@@ -307,7 +307,7 @@ static int get_ours(json_t *obj, struct train_opts *o, struct err *err)
     return rc;
 }
 
-/* --- OpenAI's ---------------------------------------------------------------------------------------- */
+/* --- OpenAI's -------------------------------------------------------------------------------- */
 /* A number in the range, "auto" or nothing; *ret_given says which. */
 static int get_auto(json_t *obj, const char *name, double lo, double hi, bool whole, double *ret,
                     bool *ret_given, struct err *err)
@@ -378,7 +378,7 @@ static int get_supervised(json_t *obj, struct train_opts *o, struct err *err)
     return api_train_hyperparameters(json_object_get(obj, "hyperparameters"), o, err);
 }
 
-/* --- the method ---------------------------------------------------------------------------------------- */
+/* --- the method ------------------------------------------------------------------------------ */
 /* {"type": T, T: {...}}: T, and the object or NULL. */
 static int open_method(json_t *method, const char **ret_type, json_t **ret, struct err *err)
 {
@@ -453,7 +453,7 @@ const char *api_train_params_fixed(json_t *method)
     return NULL;
 }
 
-/* --- writing ----------------------------------------------------------------------------------------- */
+/* --- writing --------------------------------------------------------------------------------- */
 static json_t *field_json(const struct field *f, const struct train_opts *o)
 {
     const void *from = (const char *)o + f->at;

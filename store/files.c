@@ -62,7 +62,7 @@ int store_file_get(struct store *st, int64_t tenant, const char *ref, struct sto
     return ERR_OK;
 }
 
-/* --- adding ------------------------------------------------------------------------------------ */
+/* --- adding ---------------------------------------------------------------------------------- */
 static int add_row(struct store *st, const struct store_file *f, int64_t *ret_id, struct err *err)
 {
     struct store_tenant t;
@@ -143,7 +143,7 @@ int store_file_add(struct store *st, int64_t tenant, const char *name, const cha
     return ERR_OK;
 }
 
-/* --- reading ----------------------------------------------------------------------------------- */
+/* --- reading --------------------------------------------------------------------------------- */
 /* Where in the order a page begins: the id of `after`. */
 static int after_id(struct store *st, int64_t tenant, const char *after, bool oldest_first,
                     int64_t *ret, struct err *err)
@@ -219,7 +219,7 @@ int store_file_read(struct store *st, int64_t tenant, const char *ref,
     return store_end(st, rc, err);
 }
 
-/* --- deleting ---------------------------------------------------------------------------------- */
+/* --- deleting -------------------------------------------------------------------------------- */
 static int delete_file(struct store *st, int64_t tenant, const char *ref, struct err *err)
 {
     struct store_file f;

@@ -18,7 +18,7 @@ static int leave(struct store *st, int64_t job, int64_t claim, const struct stor
     return rc;
 }
 
-/* --- succeeded --------------------------------------------------------------------------------- */
+/* --- succeeded ------------------------------------------------------------------------------- */
 static int set_result(struct store *st, int64_t job, const struct store_version *v,
                       struct err *err)
 {
@@ -84,7 +84,7 @@ int store_job_succeed(struct store *st, int64_t job, int64_t claim, const struct
     return ERR_OK;
 }
 
-/* --- the others --------------------------------------------------------------------------------- */
+/* --- the others ------------------------------------------------------------------------------ */
 struct ending {
     enum job_status to;
     const char *code, *message, *param; /* of a failure */

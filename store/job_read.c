@@ -39,7 +39,7 @@ static int done(struct sql *q, void *list)
 
 static int64_t limit_of(int limit) { return limit > 0 ? limit : -1; }
 
-/* --- events ------------------------------------------------------------------------------------ */
+/* --- events ---------------------------------------------------------------------------------- */
 void store_events_free(struct store_event *e, size_t n)
 {
     for (size_t i = 0; e != NULL && i < n; i++) {
@@ -119,7 +119,7 @@ int store_event_tail(struct store *st, int64_t job, int64_t after, int limit,
     return store_end(st, tail(st, job, after, limit, ret, ret_n, ret_status, err), err);
 }
 
-/* --- metrics ----------------------------------------------------------------------------------- */
+/* --- metrics --------------------------------------------------------------------------------- */
 static int64_t int_or_none(struct sql *q, int i)
 {
     return sqlite3_column_type(q->stmt, i) == SQLITE_NULL ? -1 : sql_col_int(q, i);

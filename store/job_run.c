@@ -10,7 +10,7 @@
 #include <unistd.h>
 #include "engine/util.h"
 
-/* --- one runner per file ------------------------------------------------------------------------ */
+/* --- one runner per file --------------------------------------------------------------------- */
 struct runner_lock {
     int fd; /* -1: ":memory:" */
 };
@@ -51,7 +51,7 @@ void store_runner_unlock(struct runner_lock *l)
     free(l);
 }
 
-/* --- claims ------------------------------------------------------------------------------------- */
+/* --- claims ---------------------------------------------------------------------------------- */
 int job_claimed(struct store *st, int64_t job, int64_t claim, struct store_job *ret,
                 struct err *err)
 {
@@ -233,7 +233,7 @@ int store_job_wanted(struct store *st, int64_t job, int64_t claim_number, enum j
     return rc;
 }
 
-/* --- reports ------------------------------------------------------------------------------------ */
+/* --- reports --------------------------------------------------------------------------------- */
 static int put_metrics(struct store *st, const struct store_job *j, const struct store_report *r,
                        struct err *err)
 {

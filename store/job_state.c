@@ -74,7 +74,7 @@ int job_drop_state(struct store *st, int64_t job, struct err *err)
     return sql_run(&q);
 }
 
-/* --- servable checkpoints ------------------------------------------------------------------------ */
+/* --- servable checkpoints -------------------------------------------------------------------- */
 /* Versions of the hidden adapter that no checkpoint is any more. */
 static int drop_unused(struct store *st, int64_t job, struct err *err)
 {
@@ -145,7 +145,7 @@ static int put_servable(struct store *st, const struct store_job *j, struct vers
     return rc;
 }
 
-/* --- the checkpoint ------------------------------------------------------------------------------- */
+/* --- the checkpoint -------------------------------------------------------------------------- */
 /* The last transaction. */
 static int put_all(struct store *st, int64_t job, int64_t claim, const struct store_report *r,
                    const struct store_checkpoint_new *c, struct version_put *p,
@@ -229,7 +229,7 @@ int store_job_checkpoint(struct store *st, int64_t job, int64_t claim, const str
     return rc;
 }
 
-/* --- back again ----------------------------------------------------------------------------------- */
+/* --- back again ------------------------------------------------------------------------------ */
 static int add_to_buf(void *ud, const void *data, size_t len, struct err *err)
 {
     return buf_add(ud, data, len) == ERR_OK ? ERR_OK : err_nomem(err);

@@ -61,7 +61,7 @@ char *store_job_model_name(const struct store_job *j, int64_t step)
                     j->ref + strlen("ftjob-"), tail) < 0 ? NULL : name;
 }
 
-/* --- rows -------------------------------------------------------------------------------------- */
+/* --- rows ------------------------------------------------------------------------------------ */
 static void hash_col(struct sql *q, int i, uint8_t ret[32])
 {
     size_t len;
@@ -144,7 +144,7 @@ int store_job_get(struct store *st, int64_t tenant, const char *ref, struct stor
     return rc;
 }
 
-/* --- events ------------------------------------------------------------------------------------ */
+/* --- events ---------------------------------------------------------------------------------- */
 int job_event(struct store *st, int64_t tenant, int64_t job, const struct store_event_new *e,
               struct err *err)
 {
@@ -192,7 +192,7 @@ int job_set_status(struct store *st, int64_t job, enum job_status s, struct err 
     return sql_run(&q);
 }
 
-/* --- creation ---------------------------------------------------------------------------------- */
+/* --- creation -------------------------------------------------------------------------------- */
 /* The job of the same key, or ERR_NOT_FOUND. */
 static int same_key(struct store *st, int64_t tenant, const struct store_job_new *n,
                     struct store_job *ret, struct err *err)
@@ -371,7 +371,7 @@ int store_job_create(struct store *st, int64_t tenant, const struct store_job_ne
     return ERR_OK;
 }
 
-/* --- lists ------------------------------------------------------------------------------------- */
+/* --- lists ----------------------------------------------------------------------------------- */
 /* The filter is in the query, so that a page is a page whatever it leaves out. */
 static int list_query(struct store *st, size_t nmetadata, struct sql *ret, struct err *err)
 {

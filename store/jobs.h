@@ -76,7 +76,7 @@ void store_jobs_free(struct store_job *j, size_t n);
 /* "ft:BASE:TENANT:NAME:JOB", with ":ckpt-step-N" if step >= 0; free() it; NULL: out of memory. */
 char *store_job_model_name(const struct store_job *j, int64_t step);
 
-/* --- the API's side (jobs.c, job_wish.c) ------------------------------------------------------- */
+/* --- the API's side (jobs.c, job_wish.c) ----------------------------------------------------- */
 struct store_job_new {
     const char *model, *base_name, *base_hash_hex;
     const char *name;                /* NULL: "ft-" and the job's own id */
@@ -121,7 +121,7 @@ int store_job_resume(struct store *st, int64_t tenant, const char *ref, struct s
  * ended. */
 int store_job_delete(struct store *st, int64_t tenant, const char *ref, struct err *err);
 
-/* --- what a run leaves to read (job_read.c) --------------------------------------------------- */
+/* --- what a run leaves to read (job_read.c) -------------------------------------------------- */
 enum job_level { JOB_INFO, JOB_WARN, JOB_ERROR };
 struct store_event {
     int64_t seq;                     /* 1, 2, ... in the job */
@@ -169,7 +169,7 @@ struct store_checkpoint {
 int store_checkpoint_list(struct store *st, int64_t job, int64_t before, int limit,
                           struct store_checkpoint **ret, size_t *ret_n, struct err *err);
 
-/* --- the runner's side (job_run.c, job_state.c, job_end.c) ------------------------------------ */
+/* --- the runner's side (job_run.c, job_state.c, job_end.c) ----------------------------------- */
 /* Only one process at a time runs the jobs of a database: a lock on DB.runner that a killed process
  * lets go.  ERR_BUSY if another one has it.  ":memory:" needs none. */
 struct runner_lock;

@@ -100,7 +100,7 @@ int version_put_check(struct version_put *p, struct err *err);
 int version_put(struct store *st, struct version_put *p, struct store_version *ret, bool *ret_new,
                 struct err *err);
 
-/* --- chunks (chunks.c): content that is written over several transactions ----------------------- */
+/* --- chunks (chunks.c): content that is written over several transactions -------------------- */
 enum { CHUNKS_PER_COMMIT = 4 };
 /* `sql` is INSERT of (tenant_id, owner, [gen,] chunk, data); gen -1: it has none. */
 struct chunk_dest {
@@ -117,7 +117,7 @@ int chunks_get(struct sql *q, const char *what, int64_t bytes, const uint8_t has
 /* "file-" or "ftjob-" and 16 random characters. */
 void ref_make(const char *prefix, char ret[STORE_ID_MAX + 1]);
 
-/* --- jobs (jobs.c) -------------------------------------------------------------------------------- */
+/* --- jobs (jobs.c) --------------------------------------------------------------------------- */
 /* What job_row() reads; add WHERE or ORDER.  Aliases: j job, t tenant. */
 #define SELECT_JOB                                                                               \
     "SELECT j.id, j.tenant_id, j.ref, t.name, j.status, j.wanted, j.model, j.base_name,"         \
@@ -190,7 +190,7 @@ const char *tensors_module_name(int module);  /* below MOD_SLOTS */
 bool tensors_module_parse(const char *name, int *ret);
 enum { TENSOR_CHUNK = 4 << 20, TENSOR_MAX_WIDTH = 1 << 24 };
 
-/* --- extra tensors and weight norms (extras.c) ------------------------------------------------ */
+/* --- extra tensors and weight norms (extras.c) ----------------------------------------------- */
 int extras_put(struct store *st, int64_t tenant, int64_t version_id, const struct adapter_src *src,
                struct err *err);
 /* a->extras without their data, and that data into memory that is theirs. */
