@@ -365,23 +365,6 @@ def gvalue(v):
     return 9, struct.pack("<IQ", kind, len(v)) + b"".join(items)
 
 
-def gguf_file(keys, tensors, matrix_type):
-    """tensors: name -> shape, the fastest dimension first; `matrix_type` as for gguf()."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
-    for name, v in keys.items():
-        kind, raw = gvalue(v)
-        head += gtext(name) + struct.pack("<I", kind) + raw
-    data = b""
-    for name, shape in tensors.items():
-        kind, block, size = matrix_type if len(shape) == 2 else (0, 1, 4)
-        n = shape[0] * (shape[1] if len(shape) == 2 else 1) // block
-        head += gtext(name) + struct.pack("<I%dQIQ" % len(shape), len(shape), *shape, kind, len(data))
-        data += b"".join(b"\x01\x10" * (size // 2) for _ in range(n)) if block > 1 else \
-            f32(n) if size == 4 else f16(n)
-        data += b"\0" * (-len(data) % 32)
-    return head + b"\0" * (-len(head) % 32) + data
-
-
 def gguf(arch, vocab, matrix_type, model_keys=()):
     """A model of one layer; matrices of `matrix_type`: (id, elements and bytes of a block)."""
     D = 256 if matrix_type[1] == 256 else 32
@@ -401,7 +384,18 @@ def gguf(arch, vocab, matrix_type, model_keys=()):
         tensors["blk.0.%s.weight" % name] = [D]
     if arch == "qwen3":
         tensors["blk.0.attn_q_norm.weight"] = tensors["blk.0.attn_k_norm.weight"] = [D]
-    return gguf_file(keys, tensors, matrix_type)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    for name, v in keys.items():
+        kind, raw = gvalue(v)
+        head += gtext(name) + struct.pack("<I", kind) + raw
+    data = b""
+    for name, shape in tensors.items():
+        kind, block, size = matrix_type if len(shape) == 2 else (0, 1, 4)
+        n = shape[0] * (shape[1] if len(shape) == 2 else 1) // block
+        head += gtext(name) + struct.pack("<I%dQIQ" % len(shape), len(shape), *shape, kind, len(data))
+        data += b"".join(b"\x01\x10" * (size // 2) for _ in range(n)) if block > 1 else f32(n)
+        data += b"\0" * (-len(data) % 32)
+    return head + b"\0" * (-len(head) % 32) + data
 
 
 def gguf_lora(tensors, alpha=2.0):
@@ -604,12 +598,6 @@ def main(lorad):
          dump(LORA).encode() + b"%%%%weights\n" + demo)
     demo_tar = tar({"adapter_config.json": dump(LORA).encode(), "adapter_model.safetensors": demo})
     seed("api", "put", b"PUT /v1/adapters/t?activate=false\n\n" + demo_tar)
-    lora_keys = {"general.type": "adapter", "general.architecture": "llama", "general.name": "x",
-                 "adapter.type": "lora", "adapter.lora.alpha": 4.0}
-    for name, one in ("gguf", (0, 1, 4)), ("gguf16", (1, 1, 2)):
-        seed("adapter", name, gguf_file(lora_keys, {
-            "blk.0.attn_q.weight.lora_a": [8, 2], "blk.0.attn_q.weight.lora_b": [2, 8],
-            "blk.1.ffn_down.weight.lora_a": [12, 1], "blk.1.ffn_down.weight.lora_b": [1, 8]}, one))
 
     lines = "\n".join(map(dump, LINES))
     seed("dataset", "lines", "\0\x10" + lines)
