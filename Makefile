@@ -126,6 +126,7 @@ test: test-deps all $(if $(T),$(filter %/test_$(T),$(TESTS)),$(TESTS)) ## build 
 
 bench: test-deps all $(BENCHES) ## measure kernels and layers on this machine
 	@set -e; for b in $(BENCHES); do $$b; done
+	@LORAD=$(B)/lorad python3 tests/bench_serving.py
 
 asan: ## run the C tests under AddressSanitizer and UBSan
 	$(MAKE) test B=build/asan OPT='-O1 -g -fno-omit-frame-pointer' \

@@ -4,7 +4,8 @@
  *
  *     bench_train [SHAPE[:TOKENS]]...      default 1.1b:512; shapes in support_synthetic.h
  *
- * STEPS sets the steps that count (default 2, after one to warm up), PRECISION exact or fast. */
+ * STEPS sets the steps that count (default 2, after one to warm up), PRECISION exact or fast, KEEP=0
+ * computes every block again on the way back. */
 #include "engine/train.h"
 #include "tests/support_synthetic.h"
 
@@ -53,6 +54,13 @@ static struct train_set one_example(int tokens, int V)
                                .targets = (uint64_t)tokens - 1 };
 }
 
+/* Half of the memory that the base leaves. */
+static size_t keep_room(const struct base *b)
+{
+    const size_t all = mem_limit();
+    return all > b->bytes ? (all - b->bytes) / 2 : 0;
+}
+
 static void fail(const struct err *err)
 {
     fprintf(stderr, "bench_train: %s\n", err->msg);
@@ -86,7 +94,9 @@ static void bench(const struct synthetic_shape *s, int tokens, const struct comp
     double seconds[MAX_STEPS];
     char x[32], y[32], z[32];
     train_opts_init(&o);
+    const char *keep = getenv("KEEP");
     o.max_steps = steps + 1;
+    o.keep_bytes = keep != NULL && strcmp(keep, "0") == 0 ? 0 : keep_room(b);
     if (train_estimate(b, c, &o, &data, NULL, NULL, &e, &err) ||
         train_create(b, c, &o, &data, NULL, NULL, &t, &err))
         fail(&err);
