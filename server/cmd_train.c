@@ -206,7 +206,9 @@ static int estimate(struct run *r, struct err *err)
                "\"seconds_per_step\": %.6g, \"seconds\": %.6g}\n", (long long)e.steps,
                (unsigned long long)e.trainable, train_args_bytes(&e), r->s.base->bytes,
                e.seconds_per_step, e.seconds);
-    return train_args_fits(&e, all_of_it > resident ? all_of_it - resident : 0, why, err);
+    const size_t left = all_of_it > resident ? all_of_it - resident : 0;
+    r->t.keep_bytes = train_args_keep(&e, left);
+    return train_args_fits(&e, left, why, err);
 }
 
 /* --- hooks ----------------------------------------------------------------------------------------------- */

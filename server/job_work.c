@@ -196,9 +196,11 @@ static int prepare(struct job_run *run, struct err *err)
                             run->sets[JOB_FILE_VALID], run->from, &e, err);
     if (rc == ERR_OK)
         rc = train_args_fits(&e, o->memory, o->memory_why, err);
-    if (rc == ERR_OK)
+    if (rc == ERR_OK) {
+        run->opts.keep_bytes = train_args_keep(&e, o->memory);
         rc = train_create(o->base, &run->compute, &run->opts, run->sets[JOB_FILE_TRAIN],
                           run->sets[JOB_FILE_VALID], run->from, &run->train, err);
+    }
     if (rc == ERR_OK && run->state != NULL)
         rc = train_restore(run->train, run->state, run->state_len, err);
     free(run->state);

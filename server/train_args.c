@@ -207,6 +207,12 @@ int train_args_fits(const struct train_estimate *e, size_t left, const char *why
                         human_bytes(left, has), why);
 }
 
+size_t train_args_keep(const struct train_estimate *e, size_t left)
+{
+    const size_t need = train_args_bytes(e), room = left > need ? (left - need) / 2 : 0;
+    return room < e->keep_all ? room : e->keep_all;
+}
+
 const char *train_args_time(double seconds, char ret[32])
 {
     const double s = seconds > 0 && seconds < 1e9 ? seconds : 0;

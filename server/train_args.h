@@ -66,6 +66,9 @@ int train_args_tokens(const struct base *base, const char *spec, int64_t max_len
  * (ERR_TOO_LARGE, slug "out_of_memory"). */
 int train_args_fits(const struct train_estimate *e, size_t left, const char *why, struct err *err);
 size_t train_args_bytes(const struct train_estimate *e);
+/* How much of `left` bytes a run that fits may have for values that it need not compute again then
+ * (train_opts.keep_bytes): half of what it leaves, at most what is of use. */
+size_t train_args_keep(const struct train_estimate *e, size_t left);
 
 /* "1 h 12 min", "45 s". */
 const char *train_args_time(double seconds, char ret[32]);
