@@ -41,7 +41,7 @@ static enum MHD_Result answer(void *ud, struct MHD_Connection *c, const char *ur
         *state = r;
         r->h = &http;
         r->c = c;
-        r->plan = (struct api_plan){ .body = API_BODY_FORM, .max_body = 1 << 15,
+        r->plan = (struct api_plan){ .body = API_BODY_FORM, .max_body = 1 << 13,
                                      .spool_part = "weights" };
         if (!body_begin(r))
             law(r->resp.status >= 400 && r->resp.status != 500, "a refusal is the client's fault");
