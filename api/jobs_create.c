@@ -318,7 +318,9 @@ static int read_key(struct api_ctx *c, struct order *o, struct err *err)
     return ERR_OK;
 }
 
-static int read_order(struct api_ctx *c, struct order *o, struct err *err)
+/* The body and its key; *ret_known: *ret is the job that this very request made before. */
+static int read_body(struct api_ctx *c, struct order *o, struct store_job *ret, bool *ret_known,
+                     struct err *err)
 {
     static const char *const known[] = { "model", "training_file", "validation_file", "suffix",
                                          "seed", "hyperparameters", "method", "integrations",
@@ -328,8 +330,17 @@ static int read_order(struct api_ctx *c, struct order *o, struct err *err)
         rc = json_only(o->in, known, err);
     if (rc == ERR_OK)
         rc = read_key(c, o, err);
-    if (rc == ERR_OK)
-        rc = read_model(c, o, err);
+    if (rc != ERR_OK || o->job.idempotency_key == NULL)
+        return rc;
+    rc = store_job_of_key(c->st, c->plan->tenant, o->job.idempotency_key, o->job.request_hash, ret,
+                          err);
+    *ret_known = rc == ERR_OK;
+    return rc == ERR_NOT_FOUND ? ERR_OK : rc;
+}
+
+static int read_order(struct api_ctx *c, struct order *o, struct err *err)
+{
+    int rc = read_model(c, o, err);
     if (rc == ERR_OK)
         rc = read_files(c, o, err);
     if (rc == ERR_OK)
@@ -349,9 +360,11 @@ int jobs_create(struct api_ctx *c, struct err *err)
 {
     struct order o = { .job = { .max_active = c->api->o.max_jobs } };
     struct store_job j = { 0 };
-    bool is_new;
-    int rc = read_order(c, &o, err);
-    if (rc == ERR_OK)
+    bool known = false, is_new;
+    int rc = read_body(c, &o, &j, &known, err);
+    if (rc == ERR_OK && !known)
+        rc = read_order(c, &o, err);
+    if (rc == ERR_OK && !known)
         rc = store_job_create(c->st, c->plan->tenant, &o.job, &j, &is_new, err);
     order_free(&o);
     if (rc != ERR_OK)

@@ -4,13 +4,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The last report, and the new status; *ret is the job as it was. */
+/* What clients wished for while the claim was ending: nobody would look at the wish again. */
+static enum job_status as_wished(enum job_wanted wanted, enum job_status to)
+{
+    if (wanted == JOB_CANCEL && !job_ended(to))
+        return JOB_CANCELLED;
+    return wanted == JOB_PAUSE && to == JOB_QUEUED ? JOB_PAUSED : to;
+}
+
+/* The last report, and the new status, which is in *ret; all else of it is the job as it was. */
 static int leave(struct store *st, int64_t job, int64_t claim, const struct store_report *r,
                  enum job_status to, struct store_job *ret, struct err *err)
 {
     int rc = job_claimed(st, job, claim, ret, err);
-    if (rc == ERR_OK)
-        rc = job_report(st, ret, r, err);
+    if (rc != ERR_OK)
+        return rc;
+    to = ret->status = as_wished(ret->wanted, to);
+    rc = job_report(st, ret, r, err);
     if (rc == ERR_OK)
         rc = job_set_status(st, job, to, err);
     if (rc == ERR_OK && job_ended(to))
@@ -114,7 +124,7 @@ static int set_reason(struct store *st, int64_t job, const char *reason, struct 
 static int say_end(struct store *st, const struct store_job *j, const struct ending *e,
                    struct err *err)
 {
-    switch (e->to) {
+    switch (j->status) {
     case JOB_FAILED:
         return job_say(st, j, JOB_ERROR, err, "The job failed: %s", e->message);
     case JOB_CANCELLED:
@@ -136,7 +146,7 @@ static int end_in(struct store *st, int64_t job, int64_t claim, const struct sto
     int rc = leave(st, job, claim, r, e->to, &j, err);
     if (rc == ERR_OK && e->to == JOB_FAILED)
         rc = set_error(st, job, e, err);
-    if (rc == ERR_OK && e->reason != NULL)
+    if (rc == ERR_OK && e->reason != NULL && j.status == JOB_PAUSED)
         rc = set_reason(st, job, e->reason, err);
     if (rc == ERR_OK)
         rc = say_end(st, &j, e, err);

@@ -193,28 +193,27 @@ int job_set_status(struct store *st, int64_t job, enum job_status s, struct err 
 }
 
 /* --- creation -------------------------------------------------------------------------------- */
-/* The job of the same key, or ERR_NOT_FOUND. */
-static int same_key(struct store *st, int64_t tenant, const struct store_job_new *n,
-                    struct store_job *ret, struct err *err)
+int store_job_of_key(struct store *st, int64_t tenant, const char *key, const uint8_t hash[32],
+                     struct store_job *ret, struct err *err)
 {
-    uint8_t hash[32] = { 0 };
+    uint8_t had[32] = { 0 };
     int64_t id = 0;
     struct sql q = sql_open(st,
                             "SELECT id, request_hash FROM job WHERE tenant_id = ?"
                             " AND idempotency_key = ?", err);
     sql_int(&q, tenant);
-    sql_text(&q, n->idempotency_key);
+    sql_text(&q, key);
     if (sql_step(&q) == 1) {
         id = sql_col_int(&q, 0);
-        hash_col(&q, 1, hash);
+        hash_col(&q, 1, had);
     }
     int rc = sql_close(&q);
     if (rc != ERR_OK || id == 0)
         return rc != ERR_OK ? rc : ERR_NOT_FOUND;
-    if (memcmp(hash, n->request_hash, sizeof hash) != 0)
+    if (memcmp(hash, had, sizeof had) != 0)
         return err_set_slug(err, ERR_CONFLICT, "idempotency_conflict", NULL,
                             "the Idempotency-Key \"%.80s\" was used with another request: a new job"
-                            " needs a new key", n->idempotency_key);
+                            " needs a new key", key);
     return job_by_id(st, id, ret, err);
 }
 
@@ -328,7 +327,7 @@ static int create(struct store *st, int64_t tenant, const struct store_job_new *
     *ret_new = false;
     int rc = store_tenant_get(st, tenant, &t, err);
     if (rc == ERR_OK && n->idempotency_key != NULL) {
-        rc = same_key(st, tenant, n, ret, err);
+        rc = store_job_of_key(st, tenant, n->idempotency_key, n->request_hash, ret, err);
         if (rc != ERR_NOT_FOUND)
             return rc;
         rc = ERR_OK;

@@ -96,6 +96,10 @@ struct store_job_new {
  * with another hash is ERR_CONFLICT, slug "idempotency_conflict". */
 int store_job_create(struct store *st, int64_t tenant, const struct store_job_new *n,
                      struct store_job *ret, bool *ret_new, struct err *err);
+/* The same for the key alone, for requests whose files may be gone since; ERR_NOT_FOUND without a
+ * sentence if the key is new. */
+int store_job_of_key(struct store *st, int64_t tenant, const char *key, const uint8_t hash[32],
+                     struct store_job *ret, struct err *err);
 /* ERR_NOT_FOUND with slug "job_not_found". */
 int store_job_get(struct store *st, int64_t tenant, const char *ref, struct store_job *ret,
                   struct err *err);
@@ -230,7 +234,8 @@ int store_job_state(struct store *st, int64_t job, char **ret, size_t *ret_len, 
                     struct err *err);
 
 /* The ends of a claim.  Each writes the report (NULL: none) in the same transaction; the state goes
- * when the job has ended, checkpoints stay. */
+ * when the job has ended, checkpoints stay.  A job that would not have ended is cancelled if that was
+ * wished for meanwhile, and one that would go back to the queue is paused. */
 struct store_quality {
     double train_loss, eval_loss, eval_loss_base; /* mean nll per token, NAN: not measured */
     int64_t eval_tokens;             /* -1: not measured */

@@ -627,6 +627,39 @@ static void the_same_key_makes_one_job(void **state)
     free(other);
 }
 
+static void the_same_key_gives_its_job_when_its_file_is_gone(void **state)
+{
+    struct serve *s = *state;
+    struct serve_resp r;
+    char file[STORE_ID_MAX + 1], id[STORE_ID_MAX + 1], path[80];
+    add_file(s, "fine-tune", file);
+    char *a = fill_in("{" OK "}", file, file);
+    char *other = fill_in("{" OK ",\"seed\":1}", file, file);
+    call(s, "POST", J, a, "Idempotency-Key: k1", &r);
+    expect(&r, 200, "ftjob-");
+    snprintf(id, sizeof id, "%s", text_at(&r, "id"));
+    serve_resp_free(&r);
+    snprintf(path, sizeof path, J "/%s/cancel", id);
+    call(s, "POST", path, NULL, NULL, &r);
+    expect(&r, 200, "cancelled");
+    serve_resp_free(&r);
+    snprintf(path, sizeof path, F "/%s", file);
+    call(s, "DELETE", path, NULL, NULL, &r);
+    expect(&r, 200, "true");
+    serve_resp_free(&r);
+    call(s, "POST", J, a, "Idempotency-Key: k1", &r);
+    expect(&r, 200, id);
+    serve_resp_free(&r);
+    call(s, "POST", J, other, "Idempotency-Key: k1", &r);
+    expect(&r, 409, "k1");
+    serve_resp_free(&r);
+    call(s, "POST", J, a, "Idempotency-Key: k2", &r);
+    expect(&r, 400, "no file");
+    serve_resp_free(&r);
+    free(a);
+    free(other);
+}
+
 static void jobs_are_bounded_per_tenant(void **state)
 {
     struct serve *s = *state;
@@ -1090,6 +1123,7 @@ int main(void)
         cmocka_unit_test(options_written_and_read_again_are_the_same),
         T(training_goes_on_from_a_version),
         T(the_same_key_makes_one_job),
+        T(the_same_key_gives_its_job_when_its_file_is_gone),
         T(jobs_are_bounded_per_tenant),
         T(jobs_are_listed_newest_first),
         T(what_cannot_be_asked_is_refused),

@@ -1000,6 +1000,40 @@ static void a_version_that_is_gone_is_known_by_name(void **state)
     adapter_src_free(a);
 }
 
+static void a_wish_that_comes_while_the_run_ends_is_not_lost(void **state)
+{
+    struct fixture *f = *state;
+    static const struct {
+        wish_fn wish;
+        bool release;
+        const char *reason;
+        enum job_status to;
+    } cases[] = {
+        { store_job_cancel, false, NULL, JOB_CANCELLED },
+        { store_job_cancel, false, "the disk is full", JOB_CANCELLED },
+        { store_job_cancel, true, NULL, JOB_CANCELLED },
+        { store_job_pause, true, NULL, JOB_PAUSED },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct store_job j = create(f, 1, NULL), run = start(f), now;
+        const struct store_checkpoint_new c = checkpoint(5, "state", 5, NULL);
+        ok(store_job_checkpoint(f->st, run.id, run.claim, NULL, &c, &err));
+        ok(cases[i].wish(f->st, 1, j.ref, &now, &err));
+        store_job_free(&now);
+        ok(cases[i].release ?
+               store_job_release(f->st, run.id, run.claim, NULL, &err) :
+               store_job_paused(f->st, run.id, run.claim, NULL, cases[i].reason, &err));
+        now = get(f, &j);
+        assert_int_equal(now.status, cases[i].to);
+        assert_null(now.pause_reason);
+        assert_int_equal(now.state_step, cases[i].to == JOB_CANCELLED ? -1 : 5);
+        assert_true(said(f, &j, cases[i].to == JOB_CANCELLED ? "was cancelled" : "was paused"));
+        store_job_free(&now);
+        store_job_free(&run);
+        store_job_free(&j);
+    }
+}
+
 static void other_ends_say_why(void **state)
 {
     struct fixture *f = *state;
@@ -1106,6 +1140,7 @@ int main(void)
         T(a_full_disk_loses_nothing),
         T(success_is_a_version_with_its_history),
         T(a_version_that_is_gone_is_known_by_name),
+        T(a_wish_that_comes_while_the_run_ends_is_not_lost),
         T(other_ends_say_why),
         T(a_tenant_goes_with_its_files_and_ended_jobs),
         T(what_happened_is_in_the_audit_table),
