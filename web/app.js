@@ -1,4 +1,5 @@
 /* app.js - the first page: what is served, what adapters there are, and two of them side by side.
+ * Fine-tuning is in train.js and job.js.
  *
  * It talks to /v1 (and /health) of the server it came from and to nothing else.  Everything that
  * comes from the server is put into the page as text, never as markup.  The key stays in
@@ -40,9 +41,10 @@ function bytes(n) {
   return (u === 0 || n >= 100 ? n.toFixed(0) : n.toFixed(1)) + ' ' + units[u];
 }
 
-function day(seconds) {
+function day(seconds, withTime) {
   const d = new Date(seconds * 1000);
-  const e = make('time', d.toLocaleDateString(undefined, { dateStyle: 'medium' }));
+  const e = make('time', withTime ? d.toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'short' })
+    : d.toLocaleDateString(undefined, { dateStyle: 'medium' }));
   e.dateTime = d.toISOString();
   e.title = d.toLocaleString();
   return e;
@@ -86,20 +88,27 @@ function headers(more) {
   return h;
 }
 
+/* `param` is the field that is to blame, if the server said so. */
 class ServerError extends Error {
-  constructor(status, message) {
+  constructor(status, message, param) {
     super(message);
     this.status = status;
+    this.param = param || '';
   }
 }
 
-/* The sentence of an error body, whatever came. */
-function sentence(status, text) {
+/* What an error body says, whatever came. */
+function refusal(status, text) {
+  let e;
   try {
-    return JSON.parse(text).error.message || 'HTTP ' + status;
+    const said = JSON.parse(text).error;
+    e = new ServerError(status, said.message || 'HTTP ' + status, said.param);
   } catch {
-    return 'HTTP ' + status + (text ? ': ' + text.slice(0, 300) : '');
+    e = new ServerError(status, 'HTTP ' + status + (text ? ': ' + text.slice(0, 300) : ''));
   }
+  if (status === 401)
+    needKey(e.message);
+  return e;
 }
 
 async function ask(path, options) {
@@ -113,10 +122,7 @@ async function ask(path, options) {
   }
   if (r.ok)
     return r;
-  const said = sentence(r.status, await r.text());
-  if (r.status === 401)
-    needKey(said);
-  throw new ServerError(r.status, said);
+  throw refusal(r.status, await r.text());
 }
 
 const get = async path => (await ask(path)).json();
@@ -278,34 +284,25 @@ function showDetail(a) {
   showChart(a);
 }
 
-function chartCell(m, max) {
+function rankCell(m, max) {
   if (!m) {
     const none = make('td', '\u00b7', 'none');
     none.title = 'not adapted';
     return none;
   }
   const td = make('td', m.rank);
-  const share = max > 0 ? m.rank / max : 0;
-  td.style.setProperty('--v', share.toFixed(3));
-  td.title = m.path + ': rank ' + m.rank +
-    (m.init_rank !== m.rank ? ' of ' + m.init_rank : '') + ', scaling ' + m.scaling.toPrecision(4);
+  td.style.setProperty('--v', (max > 0 ? m.rank / max : 0).toFixed(3));
+  td.title = m.title;
   return td;
 }
 
-/* A table of numbers with shaded cells: it reads well for eyes and for screen readers. */
-function showChart(a) {
-  const at = new Map();
-  const names = new Set();
-  let layers = 0, max = 0;
-  for (const m of a.modules) {
-    const name = m.path.slice(m.path.lastIndexOf('.') + 1);
-    names.add(name);
-    at.set(name + ' ' + m.layer, m);
-    layers = Math.max(layers, m.layer + 1);
-    max = Math.max(max, m.rank);
-  }
+/* A table of numbers with shaded cells: it reads well for eyes and for screen readers.  Each module
+ * has a name, a layer, a rank and a title. */
+function rankTable(table, modules, max) {
+  const at = new Map(modules.map(m => [m.name + ' ' + m.layer, m]));
+  const layers = modules.reduce((n, m) => Math.max(n, m.layer + 1), 0);
   const order = n => (MODULES.indexOf(n) + 100) % 100; /* unknown ones last */
-  const rows = [...names].sort((x, y) => order(x) - order(y));
+  const rows = [...new Set(modules.map(m => m.name))].sort((x, y) => order(x) - order(y));
   const head = make('tr');
   head.append(make('th', 'layer'));
   for (let l = 0; l < layers; l++) {
@@ -322,10 +319,19 @@ function showChart(a) {
     th.scope = 'row';
     tr.append(th);
     for (let l = 0; l < layers; l++)
-      tr.append(chartCell(at.get(name + ' ' + l), max));
+      tr.append(rankCell(at.get(name + ' ' + l), max));
     tbody.append(tr);
   }
-  $('chart').replaceChildren(thead, tbody);
+  table.replaceChildren(thead, tbody);
+}
+
+function showChart(a) {
+  const max = a.modules.reduce((n, m) => Math.max(n, m.rank), 0);
+  rankTable($('chart'), a.modules.map(m => ({
+    name: m.path.slice(m.path.lastIndexOf('.') + 1), layer: m.layer, rank: m.rank,
+    title: m.path + ': rank ' + m.rank +
+      (m.init_rank !== m.rank ? ' of ' + m.init_rank : '') + ', scaling ' + m.scaling.toPrecision(4),
+  })), max);
   $('chart-note').textContent = 'The stronger the colour, the higher the rank, up to ' + max + '.' +
     (a.pruning ? ' AdaLoRA began with ' + a.pruning.init_r + ' everywhere.' : '');
 }
@@ -508,26 +514,22 @@ function pickFiles() {
 }
 
 /* XMLHttpRequest, because fetch() says nothing about what has been sent. */
-function send(form) {
+function send(path, form, bar) {
   return new Promise((resolve, reject) => {
     const x = new XMLHttpRequest();
-    x.open('POST', '/v1/adapters');
+    x.open('POST', path);
     for (const [name, value] of Object.entries(headers()))
       x.setRequestHeader(name, value);
     x.upload.addEventListener('progress', e => {
       if (e.lengthComputable)
-        $('up-bar').value = e.loaded / e.total;
+        bar.value = e.loaded / e.total;
     });
     x.addEventListener('error', () => reject(new ServerError(0, 'the server cannot be reached')));
     x.addEventListener('load', () => {
-      if (x.status >= 200 && x.status < 300) {
+      if (x.status >= 200 && x.status < 300)
         resolve(JSON.parse(x.responseText));
-        return;
-      }
-      const why = sentence(x.status, x.responseText);
-      if (x.status === 401)
-        needKey(why);
-      reject(new ServerError(x.status, why));
+      else
+        reject(refusal(x.status, x.responseText));
     });
     x.send(form);
   });
@@ -552,7 +554,7 @@ $('upload-form').addEventListener('submit', async e => {
   $('up-bar').hidden = false;
   said('sending ' + bytes(files.config.size + files.weights.size), 'note');
   try {
-    const a = await send(form);
+    const a = await send('/v1/adapters', form, $('up-bar'));
     said(a.id + ' is here: ' + a.method + ', rank ' + ranks(a) + ', ' + a.module_count + ' modules',
       'good');
     await loadAdapters('');
@@ -572,6 +574,7 @@ async function start() {
     await showBase();
     await loadAdapters('');
     trouble('');
+    await startTraining();
     if (opened)
       await openDetail(opened, true);
     /* The base beside its first adapter says more than the base twice. */
@@ -586,4 +589,4 @@ async function start() {
 fetch('/health').then(r => r.json()).then(h => {
   $('version').textContent = 'lorad ' + (h.version || '');
 }).catch(() => {});
-start();
+addEventListener('DOMContentLoaded', () => start()); /* every script has run by then */
