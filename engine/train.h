@@ -201,8 +201,9 @@ struct train_hooks {
      * failure ends the run with it. */
     int (*step)(void *ud, struct train *t, const struct train_report *r,
                 const struct train_valid *v, struct err *err);
-    /* Keep this state: every checkpoint_every steps, when the run pauses, and at the end.  A failure
-     * ends the run with it (nothing is lost but what came after the last one kept). */
+    /* Keep this state: every checkpoint_every steps, when the run pauses (but not while it looks at the
+     * validation set: then it goes on from the state before), and at the end.  A failure ends the run
+     * with it (nothing is lost but what came after the last one kept). */
     int (*checkpoint)(void *ud, struct train *t, const struct train_report *r,
                       const struct train_valid *v, struct err *err);
 };

@@ -35,9 +35,10 @@ static void judge(struct train *t, const struct train_valid *v)
 }
 
 /* One step, a look at the validation set where it is time, and what the hooks do with it.  A stop in
- * the look loses the look alone: it is taken again when the run goes on. */
+ * the look leaves a step that nobody has judged, which no state may hold (*ret_half): the run goes on
+ * from the state before. */
 static int one(struct train *t, const struct train_hooks *h, struct train_report *r,
-               struct err *err)
+               bool *ret_half, struct err *err)
 {
     struct train_valid v, *looked = NULL;
     int rc = train_step(t, wants_stop, (void *)h, r, err);
@@ -46,10 +47,11 @@ static int one(struct train *t, const struct train_hooks *h, struct train_report
     const bool last = t->step == t->steps;
     const bool look = t->o.eval_every > 0 && t->step % t->o.eval_every == 0;
     if (t->valid != NULL && (look || last)) {
-        /* Not to be interrupted: the step is done and must not be done again. */
-        rc = train_evaluate(t, t->valid, NULL, NULL, &v, err);
-        if (rc != ERR_OK)
+        rc = train_evaluate(t, t->valid, wants_stop, (void *)h, &v, err);
+        if (rc != ERR_OK) {
+            *ret_half = true;
             return rc;
+        }
         looked = &v;
         judge(t, looked);
     }
@@ -64,12 +66,14 @@ int train_loop(struct train *t, const struct train_hooks *h, enum train_end *ret
     struct train_report r = { .step = t->step, .steps = t->steps };
     while (t->step < t->steps && !t->ended) {
         const enum train_event e = h->wanted != NULL ? h->wanted(h->ud) : TRAIN_GO_ON;
-        int rc = e == TRAIN_GO_ON ? one(t, h, &r, err) : ERR_CANCELLED;
+        bool half = false;
+        int rc = e == TRAIN_GO_ON ? one(t, h, &r, &half, err) : ERR_CANCELLED;
         if (rc == ERR_CANCELLED) {
             err_clear(err);
             const bool pause = h->wanted(h->ud) == TRAIN_PAUSE;
             *ret = pause ? TRAIN_PAUSED : TRAIN_CANCELLED;
-            return pause && h->checkpoint != NULL ? h->checkpoint(h->ud, t, &r, NULL, err) : ERR_OK;
+            return pause && !half && h->checkpoint != NULL ? h->checkpoint(h->ud, t, &r, NULL, err)
+                                                           : ERR_OK;
         }
         if (rc != ERR_OK)
             return rc;

@@ -47,14 +47,11 @@ static int add_scores(void *ud, int pos, int n, const float *logits, struct err 
     return ERR_OK;
 }
 
-static int read_set(struct session *s, const struct opts *o, struct train_set **ret,
-                    struct err *err)
+static int read_set(struct session *s, const struct opts *o, int64_t max_length,
+                    struct train_set **ret, struct err *err)
 {
     const char *data = opt_str(o, "data");
     struct chat_template *chat = NULL;
-    int64_t max_length = 0;
-    if (!opt_int(o, "max-length", 0, 1 << 30, &max_length))
-        return err_set(err, ERR_INVALID, "nothing was measured");
     if (data == NULL)
         return train_args_tokens(s->base, opt_str(o, "tokens"), max_length, NULL, ret, err);
     int rc = session_tokenizer(s, err);
@@ -88,11 +85,11 @@ static int measure(struct session *s, const struct train_set *set, struct score 
     return rc;
 }
 
-static int eval(struct session *s, const struct opts *o, struct err *err)
+static int eval(struct session *s, const struct opts *o, int64_t max_length, struct err *err)
 {
     struct train_set *set = NULL;
     struct score score = { 0 };
-    int rc = read_set(s, o, &set, err);
+    int rc = read_set(s, o, max_length, &set, err);
     if (rc == ERR_OK)
         rc = measure(s, set, &score, err);
     if (rc == ERR_OK) {
@@ -109,6 +106,7 @@ int cmd_eval(int argc, char **argv)
 {
     struct session s = { 0 };
     struct err err = { 0 };
+    int64_t max_length = 0;
     int code;
     struct opts *o = opts_parse(
         argc, argv, table, "eval --base FILE [--adapter DIR]... --data FILE",
@@ -120,10 +118,10 @@ int cmd_eval(int argc, char **argv)
     if ((opt_str(o, "data") != NULL) + (opt_str(o, "tokens") != NULL) != 1)
         code = fail(2, "give one of --data FILE and --tokens FILE:TENSOR");
     else
-        code = session_open(o, &s);
+        code = opt_int(o, "max-length", 0, 1 << 30, &max_length) ? session_open(o, &s) : 2;
     if (code == 0) {
         stop_catch();
-        if (eval(&s, o, &err) != ERR_OK)
+        if (eval(&s, o, max_length, &err) != ERR_OK)
             code = fail(1, "%s", err.msg);
         session_close(&s);
     }

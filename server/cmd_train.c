@@ -34,6 +34,8 @@ static const struct opt table[] = {
     { "from", 0, "DIR|NAME", NULL, "go on from an adapter: its ranks, alphas and modules", false },
     { "resume", 0, NULL, NULL, "go on with a run that was stopped", false },
     { "state", 0, "FILE", NULL, "where a stopped run is kept [DIR.state]", false },
+    { "keep", 0, "SIZE", NULL, "memory for values that need not be computed again [half of what is left]",
+      false },
     { "estimate", 0, NULL, NULL, "only say what the run will take, and stop", false },
     { "json", 0, NULL, NULL, "one JSON object per step on standard output", false },
     TRAIN_OPTIONS,
@@ -53,6 +55,7 @@ struct run {
     struct train *train;
     struct train_files files;
     struct train_show show;
+    size_t keep;               /* --keep */
     int64_t now;               /* the data's clock */
     char *state;               /* of the run that goes on, until it is restored */
     size_t state_at, state_len;
@@ -186,29 +189,45 @@ static int open_from(struct run *r, struct err *err)
 }
 
 /* --- estimate ------------------------------------------------------------------------------------------ */
+static int measure(struct run *r, struct train_estimate *ret, struct err *err)
+{
+    return train_estimate(r->s.base, &r->s.compute, &r->t, r->data, r->valid, r->from, ret, err);
+}
+
+static void print_estimate(const struct run *r, const struct train_estimate *e)
+{
+    char need[32], base[32], step[32], all[32];
+    fprintf(stderr,
+            "%lld steps, %llu trainable numbers; memory %s beside the base's %s; about %s a step, "
+            "%s in all\n", (long long)e->steps, (unsigned long long)e->trainable,
+            human_bytes(train_args_bytes(e), need), human_bytes(r->s.base->bytes, base),
+            train_args_time(e->seconds_per_step, step), train_args_time(e->seconds, all));
+    if (opt_flag(r->o, "json") && opt_flag(r->o, "estimate"))
+        printf("{\"steps\": %lld, \"trainable\": %llu, \"bytes\": %zu, \"base_bytes\": %zu, "
+               "\"seconds_per_step\": %.6g, \"seconds\": %.6g}\n", (long long)e->steps,
+               (unsigned long long)e->trainable, train_args_bytes(e), r->s.base->bytes,
+               e->seconds_per_step, e->seconds);
+}
+
+/* Says what the run will take, refuses what cannot fit, and gives it half of what is left then for values
+ * that need not be computed again. */
 static int estimate(struct run *r, struct err *err)
 {
     struct train_estimate e;
-    char need[32], base[32], step[32], all[32], why[128], limit[32], taken[32];
-    int rc = train_estimate(r->s.base, &r->s.compute, &r->t, r->data, r->valid, r->from, &e, err);
+    char why[128], limit[32], taken[32];
+    const size_t all = mem_limit(), resident = mem_resident();
+    const size_t left = all > resident ? all - resident : 0;
+    int rc = measure(r, &e, err);
     if (rc != ERR_OK)
         return rc;
-    fprintf(stderr,
-            "%lld steps, %llu trainable numbers; memory %s beside the base's %s; about %s a step, "
-            "%s in all\n", (long long)e.steps, (unsigned long long)e.trainable,
-            human_bytes(train_args_bytes(&e), need), human_bytes(r->s.base->bytes, base),
-            train_args_time(e.seconds_per_step, step), train_args_time(e.seconds, all));
-    const size_t all_of_it = mem_limit(), resident = mem_resident();
-    snprintf(why, sizeof why, "of %s of memory, this process has taken %s",
-             human_bytes(all_of_it, limit), human_bytes(resident, taken));
-    if (opt_flag(r->o, "json") && opt_flag(r->o, "estimate"))
-        printf("{\"steps\": %lld, \"trainable\": %llu, \"bytes\": %zu, \"base_bytes\": %zu, "
-               "\"seconds_per_step\": %.6g, \"seconds\": %.6g}\n", (long long)e.steps,
-               (unsigned long long)e.trainable, train_args_bytes(&e), r->s.base->bytes,
-               e.seconds_per_step, e.seconds);
-    const size_t left = all_of_it > resident ? all_of_it - resident : 0;
-    r->t.keep_bytes = train_args_keep(&e, left);
-    return train_args_fits(&e, left, why, err);
+    snprintf(why, sizeof why, "of %s of memory, this process has taken %s", human_bytes(all, limit),
+             human_bytes(resident, taken));
+    r->t.keep_bytes = opt_str(r->o, "keep") != NULL ? r->keep : train_args_keep(&e, left);
+    if (r->t.keep_bytes > 0)
+        rc = measure(r, &e, err);
+    if (rc == ERR_OK)
+        print_estimate(r, &e);
+    return rc == ERR_OK ? train_args_fits(&e, left, why, err) : rc;
 }
 
 /* --- hooks ----------------------------------------------------------------------------------------------- */
@@ -311,9 +330,11 @@ static int finish(struct run *r, enum train_end end, struct err *err)
 {
     struct adapter_src *a = NULL;
     char peak[32], time[32];
+    if (end == TRAIN_PAUSED && !file_exists(r->files.state)) /* in the first look */
+        return err_set(err, ERR_CANCELLED, "stopped before there was a state to go on from");
     if (end == TRAIN_PAUSED)
-        return err_set(err, ERR_CANCELLED, "stopped after step %lld of %lld; the same command with "
-                       "--resume goes on from %s", (long long)train_step_now(r->train),
+        return err_set(err, ERR_CANCELLED, "stopped in step %lld of %lld; the same command with "
+                       "--resume goes on from %s", (long long)r->show.step + 1,
                        (long long)train_steps(r->train), r->files.state);
     if (end == TRAIN_EARLY)
         fprintf(stderr, "stopped early after step %lld: the validation loss does not fall any more\n",
@@ -418,9 +439,11 @@ static int run_command(const struct opts *o)
 {
     struct run r = { .o = o };
     struct err err = { 0 };
+    int64_t keep = 0;
     int code = check_options(o);
     if (code == 0)
-        code = train_args_read(o, &r.t);
+        code = opt_bytes(o, "keep", &keep) ? train_args_read(o, &r.t) : 2;
+    r.keep = (size_t)keep;
     if (code == 0)
         code = session_open_base(o, &r.s);
     stop_catch();

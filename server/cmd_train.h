@@ -43,7 +43,7 @@ struct train_show {
     int64_t every;    /* lines in a pipe: one per so many steps */
     double began;     /* of this process */
     int64_t first;    /* step it began after */
-    double seconds_per_step;
+    int64_t step;     /* shown last */
 };
 void train_show_init(struct train_show *s, const struct opts *o, int64_t step, int64_t steps);
 /* One step; `line` is its JSON. */

@@ -14,7 +14,7 @@ void train_show_init(struct train_show *s, const struct opts *o, int64_t step, i
 {
     *s = (struct train_show){
         .json = opt_flag(o, "json"), .tty = isatty(STDERR_FILENO), .began = now_mono(),
-        .first = step, .every = (steps + LINES - 1) / LINES,
+        .first = step, .step = step, .every = (steps + LINES - 1) / LINES,
     };
 }
 
@@ -57,6 +57,7 @@ void train_show_step(struct train_show *s, const struct train_report *r,
                      const struct train_valid *v, const json_t *line)
 {
     char text[200];
+    s->step = r->step;
     if (s->json) {
         json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
         putchar('\n');

@@ -125,6 +125,32 @@ def same_as_command(server, root, base, text, valid):
     check(same, "lorad train gives the same two files as the job, byte for byte")
 
 
+SCHED_IDLE = 5
+
+
+def policies(server):
+    """(name, scheduling policy) of each of the server's threads."""
+    out = []
+    for task in os.listdir(f"/proc/{server.proc.pid}/task"):
+        with open(f"/proc/{server.proc.pid}/task/{task}/stat") as f:
+            name, _, rest = f.read().rpartition(")")
+        out.append((name.partition("(")[2], int(rest.split()[38])))
+    return out
+
+
+def two_processes(base, db, text):
+    """Jobs that a server takes and does not run are run by another one on the same database."""
+    with Server(base, db, "--jobs", "off") as taker:
+        file = post_file(taker, text)["id"]
+        job = start(taker, file, "shared", settings(3))
+        time.sleep(1)
+        check(job_of(taker, job)["status"] == "queued", "--jobs off: a job waits")
+        with Server(base, db, "--train-threads", 2):
+            check(wait_for(taker, job, "succeeded")["status"] == "succeeded", "another process runs it")
+        status = taker.call("POST", "/v1/completions", {"model": "shared", "prompt": "The", "max_tokens": 2})[0]
+        check(status == 200, "the first one serves what came out")
+
+
 def interrupted(root, base, db, text):
     """Pause and resume, SIGTERM, and kill -9 at random moments: the same bytes as a job left alone."""
     rng = random.Random(3)
@@ -138,6 +164,9 @@ def interrupted(root, base, db, text):
         want = download(server, "calm")
         job = start(server, file, "paused", method)
         wait_for(server, job, "running", step=1)
+        tasks = policies(server)
+        check(tasks.count(("lorad-train", SCHED_IDLE)) == 1 and ("lorad-jobs", 0) in tasks and
+              [p for _, p in tasks].count(SCHED_IDLE) == 1, "the thread that trains is at idle priority, and no other is")
         server.call("POST", f"/v1/fine_tuning/jobs/{job}/pause")
         j = wait_for(server, job, "paused")
         at = j["lorad"]["step"]
@@ -253,6 +282,7 @@ with Folder() as root:
         same_as_command(server, root, base, text, more)
         gates_and_failures(server, file, valid)
     interrupted(root, base, os.path.join(root, "y.db"), text)
+    two_processes(base, os.path.join(root, "z.db"), text)
     full_disk(root, base, text)
     r = lorad("serve", "--base", base, "--train-precision", "f32", ok=False)
     check(r.returncode == 2 and "--precision f32" in r.stderr, "--train-precision f32 without --precision f32 is refused")

@@ -32,6 +32,16 @@ static void a_byte_less_is_refused_with_the_arithmetic(void **state)
     assert_non_null(strstr(err.msg, "of 8 GiB a lot is taken"));
 }
 
+static void what_is_left_is_used_as_far_as_it_helps(void **state)
+{
+    struct train_estimate e = run;
+    (void)state;
+    e.keep_all = (size_t)2 << 30;
+    assert_int_equal(train_args_keep(&e, (size_t)7 << 30), 0);
+    assert_int_equal(train_args_keep(&e, (size_t)9 << 30), (size_t)1 << 30);
+    assert_int_equal(train_args_keep(&e, (size_t)20 << 30), (size_t)2 << 30);
+}
+
 static void times_are_short(void **state)
 {
     static const struct { double s; const char *text; } cases[] = {
@@ -69,6 +79,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_run_that_fits_to_the_byte_is_let_through),
         cmocka_unit_test(a_byte_less_is_refused_with_the_arithmetic),
+        cmocka_unit_test(what_is_left_is_used_as_far_as_it_helps),
         cmocka_unit_test(times_are_short),
         cmocka_unit_test(a_step_as_json_has_what_was_measured_and_no_more),
     };

@@ -109,6 +109,10 @@ with Folder() as root:
         check([(x["step"], x["loss"]) for x in one] == [(x["step"], x["loss"]) for x in two], f"{m}: and the same metrics, each step once")
         check(not os.path.exists(at(m + "-2.state")) and not os.path.exists(at(m + "-2.partial")), f"{m}: nothing is left behind")
 
+    for keep in ("0", "1M"):
+        lorad("train", *common, "--max-steps", 6, "--keep", keep, "--out", at("keep" + keep))
+    check(sha(at("keep0")) == sha(at("keep1M")), "memory for speed changes no byte")
+
     # tensors of ids, versions in a database, going on from them
     ids = [[(7 * i + 3 * k) % 50 + 5 for k in range(12)] for i in range(8)]
     write_safetensors(at("ids.safetensors"), {"ids": ("I32", [8, 12], b"".join(struct.pack("<12i", *r) for r in ids))})
