@@ -145,6 +145,12 @@ static json_t *module_json(const struct adapter_src_module *m)
                 json_array_append_new(kept, json_integer(i));
         json_object_set_new(j, "kept", kept);
     }
+    if (m->importance != NULL && j != NULL) { /* of all initial triplets */
+        json_t *list = json_array();
+        for (int i = 0; i < m->init_rank; i++)
+            json_array_append_new(list, json_real((double)m->importance[i]));
+        json_object_set_new(j, "importance", list);
+    }
     return j;
 }
 

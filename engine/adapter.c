@@ -87,6 +87,7 @@ void adapter_src_free(struct adapter_src *a)
     for (size_t i = 0; a->modules != NULL && i < a->nmodules; i++) {
         free(a->modules[i].path);
         free(a->modules[i].mask);
+        free(a->modules[i].importance);
         free(a->modules[i].norms);
     }
     for (size_t i = 0; a->extras != NULL && i < a->nextras; i++)

@@ -66,6 +66,7 @@ struct adapter_src_module {
     const void *B;     /* [out][rank] */
     const void *E;     /* [rank] (file shape [rank,1]) or NULL */
     uint8_t *mask;     /* [init_rank], 1 = kept (AdaLoRA with a rank_pattern), or NULL */
+    float *importance; /* [init_rank]: S of each triplet (adalora.h), or NULL: not trained here */
     float *norms;      /* DoRA: [out], |W_o + scaling (B A)_o|, or NULL: not known yet */
 };
 

@@ -129,6 +129,23 @@ static int image(const struct train *t, const uint8_t *mask, struct buf *ret)
     return rc;
 }
 
+/* What each triplet was worth goes with the adapter; PEFT's files have no place for it. */
+static int put_importance(struct train *t, struct adapter_src *a, struct err *err)
+{
+    size_t n = 0, at = 0;
+    const float *all = train_importance(t, &n);
+    for (size_t i = 0; all != NULL && i < a->nmodules; i++) {
+        struct adapter_src_module *m = &a->modules[i];
+        const size_t r = (size_t)t->modules[i].r; /* the same modules in the same order */
+        m->importance = malloc((r + 1) * sizeof *m->importance);
+        if (m->importance == NULL)
+            return err_nomem(err);
+        memcpy(m->importance, all + at, r * sizeof *all);
+        at += r;
+    }
+    return ERR_OK;
+}
+
 int train_export(struct train *t, struct adapter_src **ret, struct err *err)
 {
     size_t n = 0;
@@ -145,6 +162,8 @@ int train_export(struct train *t, struct adapter_src **ret, struct err *err)
         rc = peft_parse(&t->base->arch, config, strlen(config), st, &a, err);
     if (rc == ERR_OK)
         rc = peft_own(a, err);
+    if (rc == ERR_OK)
+        rc = put_importance(t, a, err);
     st_close(st);
     buf_free(&file);
     free(config);

@@ -3,6 +3,7 @@
  * All tensors of a version are read into one allocation, each on a 64-byte boundary.  The chunks
  * of a tensor must follow each other without a gap and add up to its size: anything else is a
  * damaged database, found here before the hash is looked at. */
+#include "engine/util.h"
 #include "store/store_int.h"
 
 #include <math.h>
@@ -93,8 +94,22 @@ static int check_module(const struct adapter_src *a, const struct adapter_src_mo
     return ERR_OK;
 }
 
+/* "[0.5,0.25]" */
+static void put_numbers(struct sql *q, const float *v, int n, struct buf *text)
+{
+    text->len = 0;
+    int rc = buf_puts(text, "[");
+    for (int i = 0; i < n && rc == ERR_OK; i++)
+        rc = buf_printf(text, "%s%.9g", i > 0 ? "," : "", (double)v[i]);
+    if (rc == ERR_OK)
+        rc = buf_puts(text, "]");
+    if (rc != ERR_OK && q->rc == SQLITE_OK)
+        q->rc = SQLITE_NOMEM;
+    sql_text_n(q, text->data, text->len);
+}
+
 static int put_module(struct sql *q, int64_t tenant, int64_t version_id, size_t seq,
-                      const struct adapter_src_module *m)
+                      const struct adapter_src_module *m, struct buf *text)
 {
     char mask[ADAPTER_MAX_RANK + 1];
     sql_reset(q);
@@ -118,6 +133,10 @@ static int put_module(struct sql *q, int64_t tenant, int64_t version_id, size_t 
     } else {
         sql_null(q);
     }
+    if (m->importance != NULL)
+        put_numbers(q, m->importance, m->init_rank, text);
+    else
+        sql_null(q);
     return sql_step(q);
 }
 
@@ -143,17 +162,20 @@ int tensors_put(struct store *st, int64_t tenant, int64_t version_id,
                 const struct adapter_src *src, struct err *err)
 {
     int rc = ERR_OK;
+    struct buf text;
+    buf_init(&text, 1 << 20);
     struct sql qm = sql_open(st,
                              "INSERT INTO module (tenant_id, version_id, seq, layer, module, path,"
-                             " rank, init_rank, alpha, scaling, inputs, outputs, dtype, mask)"
-                             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", err);
+                             " rank, init_rank, alpha, scaling, inputs, outputs, dtype, mask,"
+                             " importance)"
+                             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", err);
     struct sql qc = sql_open(st,
                              "INSERT INTO tensor_chunk (tenant_id, version_id, seq, part, chunk,"
                              " data) VALUES (?, ?, ?, ?, ?, ?)", err);
     for (size_t i = 0; i < src->nmodules && rc == ERR_OK; i++) {
         const struct adapter_src_module *m = &src->modules[i];
         rc = check_module(src, m, err);
-        if (rc != ERR_OK || put_module(&qm, tenant, version_id, i, m) != 0)
+        if (rc != ERR_OK || put_module(&qm, tenant, version_id, i, m, &text) != 0)
             break;
         for (int part = 0; part < 3; part++)
             tensors_put_chunks(&qc, tenant, version_id, i, part_names[part], part_data(m, part),
@@ -162,6 +184,7 @@ int tensors_put(struct store *st, int64_t tenant, int64_t version_id,
             break;
     }
     int rm = sql_close(&qm), rt = sql_close(&qc);
+    buf_free(&text);
     if (rc == ERR_OK)
         rc = rm != ERR_OK ? rm : rt;
     if (rc == ERR_CONFLICT)
@@ -199,11 +222,32 @@ static bool read_module(struct sql *q, struct adapter_src_module *m)
     return known && tensors_dtype_parse(dtype, &m->dtype);
 }
 
-/* Path and mask; false if the mask is not init_rank of '0' and '1'. */
+/* "[0.5,0.25]": init_rank numbers.  Out of memory sticks in q. */
+static bool read_importance(struct sql *q, const char *text, struct adapter_src_module *m)
+{
+    char *end;
+    m->importance = malloc(((size_t)m->init_rank + 1) * sizeof *m->importance);
+    if (m->importance == NULL) {
+        q->rc = SQLITE_NOMEM;
+        return true;
+    }
+    for (int i = 0; i < m->init_rank; i++, text = end) {
+        if (*text != (i == 0 ? '[' : ','))
+            return false;
+        m->importance[i] = strtof(text + 1, &end);
+        if (end == text + 1)
+            return false;
+    }
+    return strcmp(text, m->init_rank == 0 ? "[]" : "]") == 0;
+}
+
+/* Path, mask and importance; false if the mask is not init_rank of '0' and '1'. */
 static bool read_module_texts(struct sql *q, struct adapter_src_module *m)
 {
     m->path = sql_col_dup(q, 3);
-    const char *mask = sql_col_text(q, 11);
+    const char *mask = sql_col_text(q, 11), *importance = sql_col_text(q, 12);
+    if (importance != NULL && !read_importance(q, importance, m))
+        return false;
     if (mask == NULL)
         return true;
     if (strlen(mask) != (size_t)m->init_rank || strspn(mask, "01") != (size_t)m->init_rank)
@@ -225,7 +269,7 @@ static int get_modules(struct store *st, int64_t version_id, struct adapter_src 
     bool good = true;
     struct sql q = sql_open(st,
                             "SELECT seq, layer, module, path, rank, init_rank, alpha, scaling,"
-                            " inputs, outputs, dtype, mask FROM module WHERE version_id = ?"
+                            " inputs, outputs, dtype, mask, importance FROM module WHERE version_id = ?"
                             " ORDER BY seq", err);
     sql_int(&q, version_id);
     while (good && sql_step(&q) == 1) {

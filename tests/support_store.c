@@ -118,6 +118,9 @@ struct adapter_src *support_adalora(uint64_t seed, int layers, int width)
         describe(a, i, rank, 4, width);
         struct adapter_src_module *m = &a->modules[i];
         m->scaling = 32 / (4 + 1e-5);
+        m->importance = need(calloc(4, sizeof *m->importance));
+        for (int k = 0; k < 4; k++)
+            m->importance[k] = 1.0f / (float)(3 * k + 7);
         m->mask = need(calloc(4, 1));
         for (int k = 0; k < rank; k++)
             m->mask[3 - k] = 1;
@@ -140,6 +143,9 @@ static void same_module(const struct adapter_src *s, const struct adapter_src_mo
     assert_int_equal(a->out, b->out);
     assert_int_equal(a->dtype, b->dtype);
     assert_int_equal(a->mask != NULL, b->mask != NULL);
+    if (a->importance != NULL && b->importance != NULL) /* older schemas had none */
+        assert_memory_equal(a->importance, b->importance,
+                            (size_t)a->init_rank * sizeof *a->importance);
     if (a->mask != NULL)
         assert_memory_equal(a->mask, b->mask, (size_t)a->init_rank);
     if (!tensors) {

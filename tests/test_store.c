@@ -130,6 +130,9 @@ static void an_adalora_adapter_keeps_masks_schedule_and_rank_0(void **state)
     round_trip(*state, a);
     adapter_src_free(a);
     assert_int_equal(number(*state, "SELECT count(*) FROM module WHERE mask = '0011'"), 1);
+    assert_int_equal(number(*state, "SELECT count(*) FROM module WHERE"
+                                    " json_array_length(importance) = init_rank"),
+                     number(*state, "SELECT count(*) FROM module WHERE mask IS NOT NULL"));
     assert_int_equal(number(*state, "SELECT rank_after FROM v_version"), 6 * 4 + 10);
     assert_int_equal(number(*state, "SELECT rank_before FROM v_version"), 12 * 4);
     assert_int_equal(number(*state, "SELECT delta_t FROM v_version"), 3);
@@ -513,6 +516,8 @@ static void damage_is_found_and_named(void **state)
         "UPDATE module SET inputs = 1000000000000 WHERE seq = 0",
         "UPDATE module SET init_rank = 1000000000000 WHERE seq = 0",
         "UPDATE module SET mask = 'ab' WHERE seq = 0",
+        "UPDATE module SET importance = '[1,2,3]' WHERE seq = 0",
+        "UPDATE module SET importance = '[1,2,3,x]' WHERE seq = 0",
         "DELETE FROM module WHERE seq = 0",
         "UPDATE version SET hash = zeroblob(32)",
         "UPDATE version SET method = 'magic'",

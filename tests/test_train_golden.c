@@ -320,6 +320,17 @@ static void check_pruned(struct trace *t)
             assert_memory_equal(a->modules[i].mask, want->modules[i].mask,
                                 (size_t)want->modules[i].init_rank);
     }
+    /* What decided goes with it: every triplet that was kept is worth more than any that was not. */
+    float least = INFINITY, most = 0;
+    for (size_t i = 0; i < a->nmodules; i++)
+        for (int k = 0; k < a->modules[i].init_rank; k++) {
+            const float v = a->modules[i].importance[k];
+            if (a->modules[i].mask[k])
+                least = v < least ? v : least;
+            else
+                most = v > most ? v : most;
+        }
+    assert_true(least > most && most > 0);
     adapter_src_free(a);
     adapter_src_free(want);
 }
