@@ -2,7 +2,7 @@
  * step under the pointer or the arrow keys. */
 'use strict';
 
-const HEIGHT = 190, PAD = { left: 52, right: 12, top: 8, bottom: 24 };
+const HEIGHT = 190, PAD = { left: 52, right: 24, top: 8, bottom: 24 };
 
 function draw(svg, tag, attributes, text) {
   const e = document.createElementNS(svg.namespaceURI, tag);
