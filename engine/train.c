@@ -176,6 +176,10 @@ int train_plan(struct train *t, const struct train_opts *o, const struct adapter
     if (rc != ERR_OK)
         return rc;
     t->steps = train_opts_steps(&t->o, t->data->n);
+    if (t->steps > TRAIN_STEPS_MAX)
+        return err_set_slug(err, ERR_INVALID, NULL, "epochs",
+                            "%d epochs of this data are %lld steps, and a run has at most %d",
+                            t->o.epochs, (long long)t->steps, TRAIN_STEPS_MAX);
     train_opts_resolve(&t->o, t->steps);
     t->valid = t->valid != NULL && t->valid->targets > 0 ? t->valid : NULL;
     t->family = family_find(t->base->arch.family);

@@ -73,6 +73,8 @@ struct train_buffers {
     float *logits, *capped, *hn, *dhn; /* chunks of TRAIN_HEAD_ROWS rows: [V], [V], [D], [D] */
 };
 enum { TRAIN_HEAD_ROWS = 64 };
+/* Steps of a run: what the streams of dropout (30 bits), PEFT's total_step and version numbers hold. */
+enum { TRAIN_STEPS_MAX = 1000000000 };
 
 struct train {
     const struct base *base;
@@ -91,13 +93,11 @@ struct train {
     int first;                   /* lowest layer with an adapted module */
     size_t nparams;
     float *p, *g, *best;         /* [nparams]; best: NULL without validation and patience */
-    size_t p_bytes, module_bytes;
+    size_t p_bytes;
     struct optim *optim;
-    struct adalora *adalora;     /* NULL: another method, or continued */
-    int64_t adalora_first;       /* what PEFT's step counter starts with: 0 */
+    struct adalora *adalora;     /* NULL: another method */
+    int64_t adalora_first;       /* number of the first step for AdaLoRA: 0, as PEFT counts */
     struct adalora_report allocated;
-    float *importance;           /* [sum of init ranks], or NULL */
-    size_t nimportance;
     struct train_rank *ranks;
 
     /* where the run stands */
@@ -116,7 +116,7 @@ struct train {
     struct rope *rope[2];
     int nropes;
     float *slopes, *cos, *sin;   /* [H]; [T][nropes][rot / 2]; the same twice, the second negated */
-    float *xs, *x, *dx;          /* [L - first + 1][T][D]; of the batch at hand; [T][D] */
+    float *xs, *dx;              /* [L - first + 1][T][D], of the batch at hand; [T][D] */
     struct train_batch batch;
     struct train_buffers b;
     struct train_values shared;    /* of the block at hand, unless it is kept */
@@ -156,7 +156,8 @@ static inline struct train_module *train_slot(const struct train *t, int layer, 
 }
 
 /* --- train_linear.c --- */
-/* What dropout masks are made from: unlike for every step, micro-batch, layer and module. */
+/* What dropout masks are made from: unlike for every step, layer and module, and for every
+ * micro-batch of a step but that they come again after 8192. */
 struct train_where {
     int64_t step;
     int micro;

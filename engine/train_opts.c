@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MICRO_LEAST = 512, EPOCHS_MAX = 100000, BATCH_MAX = 65536 };
+enum { EPOCHS_MAX = 100000, BATCH_MAX = 65536 };
 
 void train_opts_init(struct train_opts *o)
 {
@@ -148,7 +148,7 @@ int train_opts_check(const struct train_opts *o, struct err *err)
     if (rc == ERR_OK)
         rc = number("epochs", o->epochs, o->max_steps > 0 ? 0 : 1, false, EPOCHS_MAX, err);
     if (rc == ERR_OK)
-        rc = number("max_steps", (double)o->max_steps, 0, false, 1e9, err);
+        rc = number("max_steps", (double)o->max_steps, 0, false, TRAIN_STEPS_MAX, err);
     if (rc == ERR_OK)
         rc = number("batch_size", o->batch, 1, false, BATCH_MAX, err);
     if (rc == ERR_OK)
@@ -214,20 +214,70 @@ int train_opts_text(const struct train_opts *o, struct buf *ret)
 }
 
 /* --- the same as PEFT's config -------------------------------------------------------------------------- */
+/* A member or an element that found no memory must not be missing in silence: it would be another
+ * adapter.  Both take v, and what is not 0 has failed. */
+static int put(json_t *object, const char *key, json_t *v)
+{
+    return json_object_set_new(object, key, v);
+}
+
+static int add(json_t *list, json_t *v) { return json_array_append_new(list, v); }
+
+/* j if all of it is there; NULL: out of memory. */
+static json_t *all_of(json_t *j, int failed)
+{
+    if (!failed)
+        return j;
+    json_decref(j);
+    return NULL;
+}
+
 static json_t *targets_json(const struct train_opts *o, const struct family *f)
 {
     json_t *list = json_array();
+    int failed = 0;
     for (size_t i = 0; i < o->ntargets; i++)
-        json_array_append_new(list, json_string(o->targets[i]));
-    if (o->ntargets > 0)
-        return list;
+        failed |= add(list, json_string(o->targets[i]));
     /* Every linear layer: the last parts of their names, as PEFT has them after it looked. */
-    for (int m = 0; m < MOD_COUNT; m++)
+    for (int m = 0; m < MOD_COUNT && o->ntargets == 0; m++)
         if (f->module_path[m] != NULL) {
             const char *dot = strrchr(f->module_path[m], '.');
-            json_array_append_new(list, json_string(dot != NULL ? dot + 1 : f->module_path[m]));
+            failed |= add(list, json_string(dot != NULL ? dot + 1 : f->module_path[m]));
         }
-    return list;
+    return all_of(list, failed);
+}
+
+static int put_adalora(json_t *j, const struct train_opts *o, int64_t steps)
+{
+    return put(j, "init_r", json_integer(o->adalora.init_r)) |
+           put(j, "target_r", json_integer(o->rank)) |
+           put(j, "tinit", json_integer(o->adalora.tinit)) |
+           put(j, "tfinal", json_integer(o->adalora.tfinal)) |
+           put(j, "deltaT", json_integer(o->adalora.deltaT)) |
+           put(j, "beta1", json_real(o->adalora.beta1)) |
+           put(j, "beta2", json_real(o->adalora.beta2)) |
+           put(j, "orth_reg_weight", json_real(o->adalora.orth_reg_weight)) |
+           put(j, "total_step", json_integer(steps));
+}
+
+static int put_lora(json_t *j, const struct train_opts *o)
+{
+    json_t *ranks = json_object(), *alphas = json_object();
+    int failed = 0;
+    for (size_t i = 0; i < o->npatterns; i++) {
+        const struct train_pattern *p = &o->patterns[i];
+        if (p->rank > 0)
+            failed |= put(ranks, p->pattern, json_integer(p->rank));
+        if (p->alpha > 0)
+            failed |= put(alphas, p->pattern, peft_number(p->alpha));
+    }
+    failed |= put(j, "rank_pattern", ranks);
+    failed |= put(j, "alpha_pattern", alphas);
+    failed |= put(j, "use_rslora", json_boolean(o->method == METHOD_RSLORA));
+    failed |= put(j, "use_dora", json_boolean(o->method == METHOD_DORA));
+    if (o->init == TRAIN_INIT_GAUSSIAN)
+        failed |= put(j, "init_lora_weights", json_string("gaussian"));
+    return failed;
 }
 
 static json_t *opts_json(const struct base *base, const struct train_opts *o, int64_t steps)
@@ -240,35 +290,7 @@ static json_t *opts_json(const struct base *base, const struct train_opts *o, in
         base->name, "bias", "none", "inference_mode", 1, "r", o->rank, "lora_alpha",
         peft_number(o->alpha), "lora_dropout", o->dropout, "target_modules", targets_json(o, f),
         "fan_in_fan_out", f->transposed);
-    if (j == NULL)
-        return NULL;
-    if (adalora) {
-        json_object_set_new(j, "init_r", json_integer(o->adalora.init_r));
-        json_object_set_new(j, "target_r", json_integer(o->rank));
-        json_object_set_new(j, "tinit", json_integer(o->adalora.tinit));
-        json_object_set_new(j, "tfinal", json_integer(o->adalora.tfinal));
-        json_object_set_new(j, "deltaT", json_integer(o->adalora.deltaT));
-        json_object_set_new(j, "beta1", json_real(o->adalora.beta1));
-        json_object_set_new(j, "beta2", json_real(o->adalora.beta2));
-        json_object_set_new(j, "orth_reg_weight", json_real(o->adalora.orth_reg_weight));
-        json_object_set_new(j, "total_step", json_integer(steps));
-        return j;
-    }
-    json_t *ranks = json_object(), *alphas = json_object();
-    for (size_t i = 0; i < o->npatterns; i++) {
-        const struct train_pattern *p = &o->patterns[i];
-        if (p->rank > 0)
-            json_object_set_new(ranks, p->pattern, json_integer(p->rank));
-        if (p->alpha > 0)
-            json_object_set_new(alphas, p->pattern, peft_number(p->alpha));
-    }
-    json_object_set_new(j, "rank_pattern", ranks);
-    json_object_set_new(j, "alpha_pattern", alphas);
-    json_object_set_new(j, "use_rslora", json_boolean(o->method == METHOD_RSLORA));
-    json_object_set_new(j, "use_dora", json_boolean(o->method == METHOD_DORA));
-    if (o->init == TRAIN_INIT_GAUSSIAN)
-        json_object_set_new(j, "init_lora_weights", json_string("gaussian"));
-    return j;
+    return all_of(j, adalora ? put_adalora(j, o, steps) : put_lora(j, o));
 }
 
 /* {"PATH.lora_E": [booleans]} of all modules. */
@@ -277,6 +299,7 @@ static json_t *kept_json(const struct train *t)
     size_t n = 0, at = 0;
     const uint8_t *mask = adalora_mask(t->adalora, &n);
     json_t *all = json_object();
+    int failed = 0;
     for (size_t i = 0; i < t->nmodules; i++) {
         const struct train_module *m = &t->modules[i];
         char name[256];
@@ -284,10 +307,10 @@ static json_t *kept_json(const struct train *t)
         strcat(name, ".lora_E");
         json_t *list = json_array();
         for (int k = 0; k < m->r; k++)
-            json_array_append_new(list, json_boolean(mask[at++]));
-        json_object_set_new(all, name, list);
+            failed |= add(list, json_boolean(mask[at++]));
+        failed |= put(all, name, list);
     }
-    return all;
+    return all_of(all, failed);
 }
 
 char *train_config_json(const struct train *t, bool pruned)
@@ -295,8 +318,8 @@ char *train_config_json(const struct train *t, bool pruned)
     if (t->from_config != NULL)
         return strdup(t->from_config);
     json_t *j = opts_json(t->base, &t->o, t->steps);
-    if (j != NULL && t->o.method == METHOD_ADALORA)
-        json_object_set_new(j, "rank_pattern", pruned ? kept_json(t) : json_null());
+    if (t->o.method == METHOD_ADALORA)
+        j = all_of(j, put(j, "rank_pattern", pruned ? kept_json(t) : json_null()));
     /* Not sorted: in a pattern the first key that fits counts. */
     char *s = j != NULL ? json_dumps(j, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(j);

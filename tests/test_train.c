@@ -8,6 +8,7 @@
 #include "engine/train_rand.h"
 #include "tests/support_model.h"
 
+#include <jansson.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -766,6 +767,71 @@ static void options_that_make_no_sense_are_refused_by_name(void **state)
     base_free(b);
 }
 
+static void more_steps_than_a_run_can_count_are_refused(void **state)
+{
+    (void)state;
+    enum { MANY = 20000 };
+    struct support_model m = support_model_default("llama");
+    struct base *b = support_base(&m, "nf4", NULL, PREC_EXACT);
+    struct compute c = compute_of(PREC_EXACT, 1);
+    const struct train_example one = make_data(1)->examples[0];
+    struct train_example *list = malloc(MANY * sizeof *list);
+    struct train_set many = { .n = MANY, .examples = list, .tokens = MANY * (uint64_t)one.n,
+                              .targets = MANY };
+    struct train_opts o = opts_of(METHOD_ADALORA);
+    struct train *t = NULL;
+    struct err err = { 0 };
+    for (int i = 0; i < MANY; i++)
+        list[i] = one;
+    o.batch = 1;
+    o.max_steps = 0;
+    o.epochs = 100000;
+    assert_int_equal(train_create(b, &c, &o, &many, NULL, NULL, &t, &err), ERR_INVALID);
+    assert_non_null(strstr(err.msg, "2000000000 steps"));
+    free(list);
+    pool_destroy(c.pool);
+    base_free(b);
+}
+
+/* Allocations of jansson before one fails; -1: none does. */
+static long json_left = -1;
+static void *json_malloc(size_t n) { return json_left >= 0 && json_left-- == 0 ? NULL : malloc(n); }
+
+static void no_memory_for_the_config_makes_no_other_adapter(void **state)
+{
+    (void)state;
+    struct support_model m = support_model_default("llama");
+    struct base *b = support_base(&m, "nf4", NULL, PREC_EXACT);
+    struct compute c = compute_of(PREC_EXACT, 1);
+    struct train_pattern pattern = { .pattern = (char[]){ "q_proj" }, .rank = 2, .alpha = 3 };
+    for (int adalora = 0; adalora < 2; adalora++) {
+        struct train_opts o = opts_of(adalora ? METHOD_ADALORA : METHOD_LORA);
+        struct train_module *list = NULL;
+        struct err err = { 0 };
+        size_t n;
+        long k = 0;
+        int rc;
+        o.patterns = adalora ? NULL : &pattern;
+        o.npatterns = adalora ? 0 : 1;
+        json_set_alloc_funcs(json_malloc, free);
+        do {
+            err_clear(&err);
+            json_left = k++;
+            rc = train_targets(b, &o, &list, &n, &err);
+            if (rc != ERR_OK)
+                assert_int_equal(rc, ERR_NOMEM);
+        } while (json_left < 0);
+        json_left = -1;
+        json_set_alloc_funcs(malloc, free);
+        assert_int_equal(rc, ERR_OK);
+        assert_true(k > 20);
+        assert_int_equal(n, 3 * 7);
+        free(list);
+    }
+    pool_destroy(c.pool);
+    base_free(b);
+}
+
 static void a_run_that_diverges_says_where(void **state)
 {
     (void)state;
@@ -802,6 +868,8 @@ int main(void)
         cmocka_unit_test(a_run_goes_on_from_a_version),
         cmocka_unit_test(an_estimate_is_what_a_run_takes),
         cmocka_unit_test(options_that_make_no_sense_are_refused_by_name),
+        cmocka_unit_test(more_steps_than_a_run_can_count_are_refused),
+        cmocka_unit_test(no_memory_for_the_config_makes_no_other_adapter),
         cmocka_unit_test(a_run_that_diverges_says_where),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
