@@ -13,8 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 
-enum { CHECKPOINTS_KEPT = 10 };
+enum {
+    CHECKPOINTS_KEPT = 10,
+    TRIES = 3,              /* to write a checkpoint, a second apart */
+    UNWRITTEN_MAX = 1000,   /* steps that may wait for a database that is busy or full */
+};
 #define REPORT_SECONDS 1.0
 #define STATE_MAX ((size_t)1 << 40)
 
@@ -91,7 +96,11 @@ static int step(void *ud, struct train *t, const struct train_report *r, const s
     rc = job_ask(run, write_report, NULL, err);
     if (rc == ERR_OK)
         job_report_sent(&run->report);
-    return rc;
+    if (rc != ERR_UNAVAILABLE || run->report.nmetrics > UNWRITTEN_MAX)
+        return rc;
+    err_clear(err); /* it is gathered on; a checkpoint decides */
+    run->report.sent = now_mono();
+    return ERR_OK;
 }
 
 static int write_checkpoint(struct job_run *run, void *arg, struct err *err)
@@ -121,8 +130,14 @@ static int checkpoint(void *ud, struct train *t, const struct train_report *r,
         .valid_loss = v != NULL ? v->loss : NAN, .valid_accuracy = v != NULL ? v->accuracy : NAN,
         .keep = CHECKPOINTS_KEPT,
     };
-    if (rc == ERR_OK)
+    for (int i = 1; rc == ERR_OK; i++) {
         rc = job_ask(run, write_checkpoint, (void *)&c, err);
+        if (rc != ERR_UNAVAILABLE || i == TRIES || stop(run))
+            break;
+        err_clear(err); /* whoever keeps the database busy may be done by then */
+        rc = ERR_OK;
+        nanosleep(&(struct timespec){ .tv_sec = 1 }, NULL);
+    }
     if (rc == ERR_OK) {
         job_report_sent(&run->report);
         run->kept_step = c.step;
