@@ -39,7 +39,7 @@ void train_files_forget(const struct train_files *f);
 
 /* --- progress (cmd_train_show.c) ---------------------------------------------------------------- */
 struct train_show {
-    bool json, tty;
+    bool json, tty, open; /* open: the last line has no end yet */
     int64_t every;    /* lines in a pipe: one per so many steps */
     double began;     /* of this process */
     int64_t first;    /* step it began after */

@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 enum { BAR = 24, LINES = 20 };
@@ -39,16 +40,25 @@ static void one_line(struct train_show *s, const struct train_report *r,
              r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0, left);
 }
 
+static int columns(void)
+{
+    struct winsize w;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0 ? w.ws_col : 80;
+}
+
+/* Numbers first: what does not fit on the line is the bar. */
 static void bar(struct train_show *s, const struct train_report *r, const struct train_valid *v)
 {
-    char line[200], full[BAR + 1];
+    char line[200], whole[240], full[BAR + 1];
     const int n = (int)(r->step * BAR / r->steps);
     memset(full, '.', BAR);
     memset(full, '#', (size_t)n);
     full[BAR] = '\0';
     one_line(s, r, v, line, sizeof line);
-    fprintf(stderr, "\r[%s] %s\033[K", full, line);
-    if (v != NULL) /* stays to be read */
+    snprintf(whole, sizeof whole, "%s  [%s]", line, full);
+    fprintf(stderr, "\r%.*s\033[K", columns() - 1, whole);
+    s->open = v == NULL; /* else it stays to be read */
+    if (!s->open)
         fputc('\n', stderr);
     fflush(stderr);
 }
@@ -72,7 +82,7 @@ void train_show_step(struct train_show *s, const struct train_report *r,
 
 void train_show_end(const struct train_show *s)
 {
-    if (s->tty && !s->json)
+    if (s->open)
         fputc('\n', stderr);
 }
 

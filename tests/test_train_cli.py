@@ -3,6 +3,8 @@ method, going on after Ctrl-C and kill -9 with the same bytes, what comes out, a
 import hashlib
 import json
 import os
+import pty
+import re
 import signal
 import struct
 import subprocess
@@ -139,6 +141,10 @@ with Folder() as root:
     check(r.returncode == 0 and e["steps"] == 5 and e["bytes"] > 4 * e["trainable"], "--estimate says and stops")
     r = run("train", *common, "--max-steps", 2, "--out", at("p"))
     check("peak memory" in r.stderr and "\r" not in r.stderr and "\033" not in r.stderr, "in a pipe: lines, no bar, no colours; the peak of memory")
+    main, terminal = pty.openpty()
+    subprocess.run([LORAD, *map(str, ["train", *common, "--max-steps", 3, "--out", at("t")])], stderr=terminal, timeout=600)
+    shown = os.read(main, 65536).decode()
+    check(shown.count("\r") >= 3 and "step 3/3" in shown and re.search("\\033\\[[0-9;]*m", shown) is None, "on a terminal: a bar on one line, no colours")
     lorad("train", "--base", base, "--data", data, "--batch", 4, "--epochs", 1, "--valid", valid, "--eval-every", 2, "--patience", 1, "--lr", "0.5", "--out", at("early"))
     check(len(metrics(at("early/metrics.jsonl"))) < 15, "stops early when the validation loss grows")
 
