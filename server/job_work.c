@@ -45,7 +45,16 @@ static bool stop_reading(void *ud, uint64_t done, uint64_t total)
     return stop(ud);
 }
 
-static int read_set(struct job_run *run, enum job_file which, struct err *err)
+/* Ids and learn bytes, and the list of examples, of which the shortest has two tokens. */
+static const size_t token_bytes = 5, most_token_bytes = 5 + sizeof(struct train_example) / 2;
+
+static size_t set_bytes(const struct train_set *s)
+{
+    return s != NULL ? (size_t)s->tokens * token_bytes + s->n * sizeof *s->examples : 0;
+}
+
+/* *left: bytes that the run may take, less what the set takes from here on. */
+static int read_set(struct job_run *run, enum job_file which, size_t *left, struct err *err)
 {
     static const struct { const char *slug, *param; } words[] = {
         [JOB_FILE_TRAIN] = { "invalid_training_file", "training_file" },
@@ -55,6 +64,7 @@ static int read_set(struct job_run *run, enum job_file which, struct err *err)
     const struct job_runner_opts *o = &run->r->o;
     const struct dataset_model m = { o->base, o->tokenizer, o->chat };
     const struct dataset_opts d = { .max_length = run->opts.max_length,
+                                    .max_tokens = *left / most_token_bytes + 1,
                                     .now = run->job->created_ms / 1000 };
     const char *path;
     if (run->files[which] == NULL)
@@ -62,11 +72,33 @@ static int read_set(struct job_run *run, enum job_file which, struct err *err)
     int rc = spool_done(run->files[which], &path, err);
     if (rc == ERR_OK)
         rc = dataset_read(&m, path, &d, stop_reading, run, NULL, &run->sets[which], err);
-    if (rc == ERR_INVALID) {
-        err->slug = words[which].slug;
-        err->param = words[which].param;
+    if (rc == ERR_TOO_LARGE) {
+        err_clear(err);
+        rc = err_set_slug(err, rc, "out_of_memory", NULL, "the data does not fit in memory: `%s` has more "
+                          "than %llu tokens; %s", words[which].param, (unsigned long long)d.max_tokens,
+                          o->memory_why);
     }
+    if (rc == ERR_INVALID)
+        err->slug = words[which].slug;
+    if (rc == ERR_INVALID || rc == ERR_TOO_LARGE)
+        err->param = words[which].param;
+    const size_t taken = set_bytes(run->sets[which]);
+    *left = *left > taken ? *left - taken : 0;
     return rc;
+}
+
+/* Of what is looked at, the set with the longest example: measuring the result takes memory for it too. */
+static const struct train_set *longest_look(const struct job_run *run)
+{
+    const struct train_set *longest = run->sets[JOB_FILE_VALID];
+    int most = 0;
+    for (int i = JOB_FILE_VALID; i <= JOB_FILE_EVAL; i++)
+        for (size_t k = 0; run->sets[i] != NULL && k < run->sets[i]->n; k++)
+            if (run->sets[i]->examples[k].n > most) {
+                most = run->sets[i]->examples[k].n;
+                longest = run->sets[i];
+            }
+    return longest;
 }
 
 /* --- hooks --------------------------------------------------------------------------------------------------- */
@@ -203,16 +235,17 @@ static int prepare(struct job_run *run, struct err *err)
 {
     const struct job_runner_opts *o = &run->r->o;
     struct train_estimate e;
+    size_t left = o->memory;
     int rc = ERR_OK;
     for (int i = 0; i < 3 && rc == ERR_OK; i++)
-        rc = read_set(run, (enum job_file)i, err);
+        rc = read_set(run, (enum job_file)i, &left, err);
     if (rc == ERR_OK)
         rc = train_estimate(o->base, &run->compute, &run->opts, run->sets[JOB_FILE_TRAIN],
-                            run->sets[JOB_FILE_VALID], run->from, &e, err);
+                            longest_look(run), run->from, &e, err);
     if (rc == ERR_OK)
-        rc = train_args_fits(&e, o->memory, o->memory_why, err);
+        rc = train_args_fits(&e, left, o->memory_why, err);
     if (rc == ERR_OK) {
-        run->opts.keep_bytes = train_args_keep(&e, o->memory);
+        run->opts.keep_bytes = train_args_keep(&e, left);
         rc = train_create(o->base, &run->compute, &run->opts, run->sets[JOB_FILE_TRAIN],
                           run->sets[JOB_FILE_VALID], run->from, &run->train, err);
     }

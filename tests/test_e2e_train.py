@@ -229,6 +229,29 @@ def gates_and_failures(server, file, valid):
     check(status == 200 and j["status"] == "succeeded", f"a job goes on from a version {j if status != 200 else ''}")
 
 
+def little_memory(root, base):
+    """The data counts, and what measuring the result takes, before a step is made."""
+    def put(name, lines):
+        path = os.path.join(root, name)
+        with open(path, "w") as f:
+            f.writelines(json.dumps(x) + "\n" for x in lines)
+        return post_file(server, path)["id"]
+
+    with Server(base, os.path.join(root, "z.db"), "--train-memory", "20M") as server:
+        few = put("few.jsonl", [{"prompt": "a", "completion": "b"}] * 2)
+        long = put("long.jsonl", [{"text": "word " * 600}])
+        much = put("much.jsonl", ({"text": f"{i} " * 200} for i in range(15000)))
+        j = wait_for(server, start(server, few, "few", settings(2)), "succeeded")
+        check(j["status"] == "succeeded", f"a small job runs in little memory {j['error'] or ''}")
+        j = wait_for(server, start(server, few, "looks", settings(2), activate_if={"max_loss": 9, "file": long}), "failed")
+        check(j["status"] == "failed" and j["error"]["code"] == "out_of_memory" and j["lorad"]["step"] == 0,
+              f"with long examples to be measured on it does not start: {(j['error'] or {}).get('message')}")
+        j = wait_for(server, start(server, much, "much", settings(2)), "failed")
+        e = j["error"] or {}
+        check(j["status"] == "failed" and e.get("code") == "out_of_memory" and e.get("param") == "training_file" and
+              "does not fit" in e.get("message", ""), f"data that memory does not hold is refused: {e.get('message')}")
+
+
 def stuff(path):
     """Fill the disk to the last byte."""
     f = os.open(path, os.O_WRONLY | os.O_CREAT)
@@ -284,6 +307,7 @@ with Folder() as root:
         gates_and_failures(server, file, valid)
     interrupted(root, base, os.path.join(root, "y.db"), text)
     two_processes(base, os.path.join(root, "z.db"), text)
+    little_memory(root, base)
     full_disk(root, base, text)
     r = lorad("serve", "--base", base, "--train-precision", "f32", ok=False)
     check(r.returncode == 2 and "--precision f32" in r.stderr, "--train-precision f32 without --precision f32 is refused")
