@@ -6,6 +6,7 @@
 #include "api/train_params.h"
 #include "api/api_int.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -281,9 +282,10 @@ static int check_adam(const struct train_opts *o, struct err *err)
             return err_set_slug(err, ERR_INVALID, NULL, names[i],
                                 "`%s` must be at least 0 and less than 1, not %g", names[i],
                                 beta[i]);
-    if (!(o->eps > 0 && o->eps <= 1))
+    if (!(o->eps >= (double)FLT_MIN && o->eps <= 1))
         return err_set_slug(err, ERR_INVALID, NULL, "adam_eps",
-                            "`adam_eps` must be more than 0 and at most 1, not %g", o->eps);
+                            "`adam_eps` must be at least %.3g and at most 1, not %g", (double)FLT_MIN,
+                            o->eps);
     return ERR_OK;
 }
 

@@ -195,7 +195,8 @@ int train_export(struct train *t, struct adapter_src **ret, struct err *err);
 enum train_event { TRAIN_GO_ON, TRAIN_PAUSE, TRAIN_CANCEL };
 struct train_hooks {
     void *ud;
-    /* What is wanted of the run; asked often, from the run's thread. */
+    /* What is wanted of the run; asked often, from the run's thread.  Whoever has asked it to stop
+     * goes on asking until train_loop() returns. */
     enum train_event (*wanted)(void *ud);
     /* After each step, and after each look at the validation set (v NULL: none this time).  A
      * failure ends the run with it. */

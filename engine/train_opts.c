@@ -4,6 +4,7 @@
 
 #include "engine/peft_int.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -132,7 +133,7 @@ static int check_recipe(const struct train_opts *o, struct err *err)
     if (rc == ERR_OK)
         rc = number("beta2", o->beta2, 0, false, 1 - 1e-9, err);
     if (rc == ERR_OK)
-        rc = number("eps", o->eps, 0, true, 1, err);
+        rc = number("eps", o->eps, (double)FLT_MIN, false, 1, err); /* 0 / 0 without it */
     if (rc == ERR_OK)
         rc = number("weight_decay", o->weight_decay, 0, false, 10, err);
     if (rc == ERR_OK)

@@ -390,6 +390,7 @@ static void what_is_wrong_with_a_request_is_named(void **state)
         { LORA("\"adam_beta1\":1"), 400, "adam_beta1", "adam_beta1" },
         { LORA("\"adam_beta2\":-1"), 400, "adam_beta2", "adam_beta2" },
         { LORA("\"adam_eps\":0"), 400, "adam_eps", "adam_eps" },
+        { LORA("\"adam_eps\":1e-300"), 400, "adam_eps", "adam_eps" },
         { LORA("\"moments\":\"4bit\""), 400, "f32, 8bit", "moments" },
         { LORA("\"dtype\":\"f16\""), 400, "f32, bf16", "dtype" },
         { LORA("\"shuffle\":1"), 400, "shuffle", "shuffle" },

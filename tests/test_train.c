@@ -730,7 +730,7 @@ static void options_that_make_no_sense_are_refused_by_name(void **state)
     struct base *b = support_base(&m, "nf4", NULL, PREC_EXACT);
     struct compute c = compute_of(PREC_EXACT, 1);
     static char nowhere[] = "z_proj", *some[] = { nowhere };
-    for (int i = 0; i < 13; i++) {
+    for (int i = 0; i < 14; i++) {
         struct train_opts o = opts_of(METHOD_LORA);
         struct err err = { 0 };
         struct train *t = NULL;
@@ -749,6 +749,7 @@ static void options_that_make_no_sense_are_refused_by_name(void **state)
         case 9: o.targets = some; o.ntargets = 1; want = "z_proj"; break;
         case 10: o.dtype = DT_F16; want = "dtype"; break;
         case 12: o.method = METHOD_ADALORA; o.adalora.tfinal = 0; want = "tfinal"; break;
+        case 13: o.eps = 1e-300; want = "eps"; break;
         case 11: o.max_steps = 0; o.epochs = 0; want = "epochs"; break;
         }
         assert_int_equal(train_create(b, &c, &o, &make_data(1)->set, NULL, NULL, &t, &err),
