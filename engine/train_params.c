@@ -114,6 +114,26 @@ static int allocate_norms(struct train *t, struct err *err)
     return ERR_OK;
 }
 
+/* b AA b^T.  Rows of AA go by in order, and what they add to lies side by side, so that it is vector
+ * code; in double, like all of the norm. */
+static double quadratic(const float *AA, const float *b, int r)
+{
+    enum { CHUNK = 64 };
+    double sum = 0;
+    for (int j = 0; j < r; j += CHUNK) {
+        const int n = r - j < CHUNK ? r - j : CHUNK;
+        double column[CHUNK] = { 0 };
+        for (int k = 0; k < r; k++) {
+            const float *row = AA + (size_t)k * (size_t)r + j;
+            for (int i = 0; i < n; i++)
+                column[i] += (double)row[i] * (double)b[k];
+        }
+        for (int i = 0; i < n; i++)
+            sum += (double)b[j + i] * column[i];
+    }
+    return sum;
+}
+
 static void norm_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct norms *n = arg;
@@ -123,15 +143,10 @@ static void norm_fn(void *arg, int64_t begin, int64_t end, int thread)
     (void)thread;
     for (int64_t o = begin; o < end; o++) {
         const float *b = m->B + o * r;
-        double cross = 0, own = 0;
-        for (int j = 0; j < r; j++) {
-            double row = 0;
+        double cross = 0;
+        for (int j = 0; j < r; j++)
             cross += (double)b[j] * (double)n->AW[(int64_t)j * m->out + o];
-            for (int k = 0; k < r; k++)
-                row += (double)n->AA[j * r + k] * (double)b[k];
-            own += (double)b[j] * row;
-        }
-        const double all = m->w_norm2[o] + 2 * s * cross + s * s * own;
+        const double all = m->w_norm2[o] + 2 * s * cross + s * s * quadratic(n->AA, b, r);
         m->norm[o] = (float)sqrt(all > 0 ? all : 0);
         m->gain[o] = m->norm[o] > 0 ? m->m[o] / m->norm[o] : 0;
     }
