@@ -255,19 +255,20 @@ static int write_end(struct job_run *run, struct err *err)
                           : store_job_paused(st, j->id, j->claim, &rep, NULL, err);
 }
 
-/* An end that finds no room is written when there is some; a job that is left without one when the server
- * stops goes on from its last state. */
-static void end_it(struct job_run *run)
+/* An end that finds no room is written when there is some; a job that is left without one goes on from its
+ * last state.  False: it was. */
+static bool end_it(struct job_run *run)
 {
     for (int tries = 1;; tries++) {
         struct err err = { 0 };
         const int rc = run->lost ? ERR_OK : write_end(run, &err);
-        if (rc == ERR_OK || rc == ERR_CONFLICT)
-            return;
+        const bool lost = err.slug != NULL && strcmp(err.slug, "claim_lost") == 0;
+        if (rc == ERR_OK || (rc == ERR_CONFLICT && lost))
+            return true;
         if (tries == 1)
             fprintf(stderr, "lorad: job %s: %s\n", run->job->ref, err.msg);
         if ((rc != ERR_UNAVAILABLE && run->end == JOB_END_FAILED) || atomic_load(&run->r->stopping))
-            return;
+            return false;
         if (rc != ERR_UNAVAILABLE || (run->end == JOB_END_DONE && tries == DONE_TRIES)) {
             run->end = JOB_END_FAILED; /* no room: it is paused, and its state has all of it */
             run->err = err;
@@ -287,7 +288,7 @@ static void run_free(struct job_run *run)
     free(run->state);
 }
 
-void job_run(struct job_runner *r, const struct store_job *job)
+bool job_run(struct job_runner *r, const struct store_job *job)
 {
     struct job_run run = { .r = r, .job = job, .max_loss = NAN, .end = JOB_END_FAILED,
                            .quality = { NAN, NAN, NAN, -1 } };
@@ -296,6 +297,7 @@ void job_run(struct job_runner *r, const struct store_job *job)
         rc = train_it(&run, &run.err);
     if (rc != ERR_OK)
         run.end = JOB_END_FAILED;
-    end_it(&run);
+    const bool ended = end_it(&run);
     run_free(&run);
+    return ended;
 }

@@ -76,9 +76,13 @@ static int next(struct job_runner *r, struct err *err)
     rc = store_job_claim(r->st, r->o.base->hash_hex, who, &job, err);
     if (rc != ERR_OK)
         return rc;
-    job_run(r, &job);
+    const bool ended = job_run(r, &job);
     store_job_free(&job);
-    return ERR_OK;
+    if (ended)
+        return ERR_OK;
+    store_runner_unlock(r->owner); /* whoever takes the jobs next finds it, as after a crash */
+    r->owner = NULL;
+    return err_set(err, ERR_DB, "the end of a job could not be written: it is run again");
 }
 
 static bool news(struct job_runner *r)

@@ -92,8 +92,9 @@ struct job_run {
 };
 enum job_file { JOB_FILE_TRAIN, JOB_FILE_VALID, JOB_FILE_EVAL };
 
-/* Runs it to some end, and writes that end (job_run.c). */
-void job_run(struct job_runner *r, const struct store_job *job);
+/* Runs it to some end, and writes that end; false: it could not be written, and the job is nobody's
+ * (job_run.c). */
+bool job_run(struct job_runner *r, const struct store_job *job);
 /* The training thread (job_work.c). */
 void *job_work(void *run);
 /* For the training thread: have the runner's thread call fn. */

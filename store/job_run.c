@@ -82,10 +82,9 @@ static int requeue_one(struct store *st, const struct store_job *j, struct err *
     if (to == JOB_PAUSED)
         return job_say(st, j, JOB_INFO, err, "The job was paused");
     if (j->state_step < 0)
-        return job_say(st, j, JOB_WARN, err,
-                       "The server stopped while the job was running: it starts again");
-    return job_say(st, j, JOB_WARN, err, "The server stopped while the job was running: it goes on "
-                   "after step %lld", (long long)j->state_step);
+        return job_say(st, j, JOB_WARN, err, "The run was cut off: it starts again");
+    return job_say(st, j, JOB_WARN, err, "The run was cut off: it goes on after step %lld",
+                   (long long)j->state_step);
 }
 
 /* All of them, inside the caller's transaction. */

@@ -5,6 +5,7 @@ adapter is byte-identical; a full disk; the condition for going live.
 LORAD_KILLS says how often the server is killed."""
 import hashlib
 import random
+import sqlite3
 import subprocess
 import threading
 import time
@@ -252,6 +253,22 @@ def little_memory(root, base):
               "does not fit" in e.get("message", ""), f"data that memory does not hold is refused: {e.get('message')}")
 
 
+def unwritten_end(server, db, file):
+    """A database that takes everything but the end of a job: the job does not stay running for ever."""
+    with sqlite3.connect(db, timeout=30) as other:
+        other.execute("CREATE TRIGGER no_end BEFORE UPDATE OF status ON job WHEN NEW.status = 'failed'"
+                      " BEGIN SELECT RAISE(ABORT, 'not now'); END")
+    job = start(server, file, "stuck", {"type": "lora", "lora": {"rank": 4096, "max_steps": 3}})
+    end = time.time() + 60 * SLOW
+    while time.time() < end and not any("cut off" in e["message"] for e in events(server, job)):
+        time.sleep(0.1)
+    check("it starts again" in " ".join(e["message"] for e in events(server, job)), "a job whose end cannot be written is run again")
+    with sqlite3.connect(db, timeout=30) as other:
+        other.execute("DROP TRIGGER no_end")
+    j = wait_for(server, job, "failed")
+    check(j["status"] == "failed" and j["error"]["code"] == "out_of_memory", "and ends when it can be")
+
+
 def stuff(path):
     """Fill the disk to the last byte."""
     f = os.open(path, os.O_WRONLY | os.O_CREAT)
@@ -305,6 +322,7 @@ with Folder() as root:
         whole_life(server, file, valid)
         same_as_command(server, root, base, text, more)
         gates_and_failures(server, file, valid)
+        unwritten_end(server, db, file)
     interrupted(root, base, os.path.join(root, "y.db"), text)
     two_processes(base, os.path.join(root, "z.db"), text)
     little_memory(root, base)
