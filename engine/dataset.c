@@ -26,7 +26,7 @@ struct dataset {
     /* IN_ARRAY: */
     uint64_t begun;        /* line of the element's first byte */
     size_t depth;          /* of brackets inside the element */
-    bool in_string, escaped, after_comma, some;
+    bool in_string, escaped, after_comma;
     size_t bom;            /* bytes of a byte order mark seen */
 };
 

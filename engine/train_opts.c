@@ -7,6 +7,7 @@
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -303,9 +304,9 @@ static json_t *kept_json(const struct train *t)
     int failed = 0;
     for (size_t i = 0; i < t->nmodules; i++) {
         const struct train_module *m = &t->modules[i];
-        char name[256];
-        arch_module_path(&t->base->arch, m->layer, m->module, name, sizeof name - 8);
-        strcat(name, ".lora_E");
+        char path[256], name[sizeof path + 8];
+        arch_module_path(&t->base->arch, m->layer, m->module, path, sizeof path);
+        snprintf(name, sizeof name, "%s.lora_E", path);
         json_t *list = json_array();
         for (int k = 0; k < m->r; k++)
             failed |= add(list, json_boolean(mask[at++]));

@@ -74,11 +74,9 @@ static int allocate(struct train *t, struct err *err)
 
 /* --- DoRA ------------------------------------------------------------------------------------------------ */
 struct norms {
-    const struct train *t;
     struct train_module *m;
-    float *row;          /* [threads][in] */
+    float *row;           /* [threads][in] */
     const float *AW, *AA; /* [r][out], [r][r] */
-    bool first;
 };
 
 static void square_fn(void *arg, int64_t begin, int64_t end, int thread)
@@ -99,7 +97,7 @@ static int allocate_norms(struct train *t, struct err *err)
     const size_t threads = (size_t)pool_threads(t->compute->pool);
     for (size_t i = 0; i < t->nmodules; i++) {
         struct train_module *m = &t->modules[i];
-        struct norms n = { .t = t, .m = m };
+        struct norms n = { .m = m };
         m->w_norm2 = malloc((size_t)m->out * sizeof *m->w_norm2);
         m->norm = malloc((size_t)m->out * sizeof *m->norm);
         m->gain = malloc((size_t)m->out * sizeof *m->gain);
@@ -160,7 +158,7 @@ void train_norms(struct train *t)
         struct train_module *m = &t->modules[i];
         /* T is at least the largest rank; u is free between passes. */
         float *AW = m->u, *AA = t->b.gram;
-        struct norms n = { .t = t, .m = m, .AW = AW, .AA = AA };
+        struct norms n = { .m = m, .AW = AW, .AA = AA };
         act_pack(t->compute, &t->act, m->A, m->r, m->in, m->in);
         matmul(t->compute, m->w, &t->act, NULL, AW, m->out);
         train_gemm(t->compute, false, true, m->r, m->r, m->in, 1, m->A, m->in, m->A, m->in, 0, AA,

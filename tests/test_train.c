@@ -40,7 +40,7 @@ static struct data *make_data(uint64_t seed)
         const int n = 2 + (int)(r[0] % (LONGEST - 1));
         d->examples[i] = (struct train_example){ d->tokens[i], d->learn[i], n };
         for (int k = 0; k < n; k++) {
-            train_rand_u32x4(seed, 98, (uint64_t)(i * LONGEST + k), r);
+            train_rand_u32x4(seed, 98, (uint64_t)i * LONGEST + (uint64_t)k, r);
             d->tokens[i][k] = (int32_t)(r[0] % 64);
             d->learn[i][k] = k > 0 && (k > n / 3 || k == n - 1);
             d->set.targets += d->learn[i][k];
@@ -119,7 +119,7 @@ static void check_gradient(const char *what, const struct base *b, const struct 
     float *g = malloc(t->nparams * sizeof *g);
     for (size_t i = 0; i < t->nmodules; i++) {
         struct train_module *m = &t->modules[i];
-        const size_t A = (size_t)(m->r * m->in), B = (size_t)(m->r * m->out);
+        const size_t A = (size_t)m->r * (size_t)m->in, B = (size_t)m->r * (size_t)m->out;
         train_rand_normal(5, i, 0.1f, m->A, A);
         train_rand_normal(6, i, 0.1f, m->B, B);
         if (m->E != NULL)
