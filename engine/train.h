@@ -185,6 +185,10 @@ const float *train_importance(const struct train *t, size_t *ret_n);
  * arguments.  ERR_INVALID if it is not that, or damaged. */
 int train_save(const struct train *t, struct buf *ret, struct err *err);
 int train_restore(struct train *t, const void *state, size_t len, struct err *err);
+/* After train_restore(): NULL if the run goes on with the precision, the instruction set and the BLAS
+ * core that it had, else what it had ("exact avx512 SkylakeX"): then its bits are not those of an
+ * uninterrupted run.  Borrowed. */
+const char *train_elsewhere(const struct train *t);
 size_t train_state_bytes(const struct train *t); /* what train_save() will append */
 
 /* The adapter as it stands, with adapter_config.json in PEFT's form: what peft_parse() would give

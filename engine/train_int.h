@@ -106,6 +106,7 @@ struct train {
     uint32_t *order;             /* [data->n] */
     double best_loss;
     bool has_best, ended;        /* ended: stopped early */
+    char elsewhere[64];          /* where a restored state was computed; empty: not restored */
     int worse;                   /* evaluations since the best */
 
     /* workspace */

@@ -6,11 +6,16 @@
  *     validation data (zeros without)
  *   i64 steps, step, number of trainable scalars, evaluations since the best;  f64 best loss;
  *   u8 has best, ended early
+ *   64 bytes: where the values come from, e.g. "exact avx512 SkylakeX" (precision, instruction set,
+ *     BLAS core), zeros behind
  *   f32 values; if there are best values, those too
  *   optim_save(); adalora_save() if the method is AdaLoRA
  *   sha256 of all of it */
 #include "engine/train_int.h"
 
+#include "engine/blas.h"
+
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +26,7 @@ struct head {
     int64_t steps, step, nparams, worse;
     double best_loss;
     uint8_t has_best, ended, zero[6];
+    char machine[64];
 };
 
 static int make_head(const struct train *t, struct head *ret, struct err *err)
@@ -34,6 +40,8 @@ static int make_head(const struct train *t, struct head *ret, struct err *err)
     *ret = (struct head){ .steps = t->steps, .step = t->step, .nparams = (int64_t)t->nparams,
                           .worse = t->worse, .best_loss = t->best_loss, .has_best = t->has_best,
                           .ended = t->ended };
+    snprintf(ret->machine, sizeof ret->machine, "%s %s %s", precision_name(t->compute->precision),
+             isa_name(t->compute->isa), blas_core());
     sha256_of(text.data, text.len, ret->opts);
     buf_free(&text);
     memcpy(ret->base, t->base->hash, sizeof ret->base);
@@ -100,7 +108,7 @@ static int check_head(const struct train *t, const struct head *h, struct err *e
         h->nparams != mine.nparams)
         return refuse(err, "it belongs to other options");
     if (h->step < 0 || h->step > h->steps || h->has_best > 1 || h->ended > 1 || h->worse < 0 ||
-        h->worse > INT32_MAX || (h->has_best && t->best == NULL))
+        h->worse > INT32_MAX || h->machine[sizeof h->machine - 1] != '\0' || (h->has_best && t->best == NULL))
         return refuse(err, "its numbers make no sense");
     return ERR_OK;
 }
@@ -132,6 +140,7 @@ static int restore(struct train *t, const struct head *h, const void *at, size_t
     memcpy(t->p, p, n);
     if (h->has_best)
         memcpy(t->best, p + t->nparams, n);
+    memcpy(t->elsewhere, h->machine, sizeof h->machine);
     t->step = h->step;
     t->best_loss = h->best_loss;
     t->has_best = h->has_best;
@@ -139,6 +148,16 @@ static int restore(struct train *t, const struct head *h, const void *at, size_t
     t->worse = (int)h->worse;
     train_norms(t);
     return ERR_OK;
+}
+
+/* NULL, or where the run was computed before if that was elsewhere. */
+const char *train_elsewhere(const struct train *t)
+{
+    struct head mine;
+    if (t->elsewhere[0] == '\0' || make_head(t, &mine, NULL) != ERR_OK ||
+        strcmp(mine.machine, t->elsewhere) == 0)
+        return NULL;
+    return t->elsewhere;
 }
 
 int train_restore(struct train *t, const void *state, size_t len, struct err *err)

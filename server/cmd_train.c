@@ -397,6 +397,10 @@ static int train(struct run *r, struct err *err)
         rc = train_restore(r->train, r->state + r->state_at, r->state_len, err);
     free(r->state);
     r->state = NULL;
+    const char *was = rc == ERR_OK ? train_elsewhere(r->train) : NULL;
+    if (was != NULL)
+        fprintf(stderr, "the run was computed with \"%s\" and goes on with other arithmetic: the result "
+                "will differ in its last digits from an uninterrupted run's\n", was);
     if (rc == ERR_OK)
         rc = train_files_begin(&r->files, train_step_now(r->train), err);
     if (rc != ERR_OK)

@@ -253,6 +253,11 @@ static int prepare(struct job_run *run, struct err *err)
         rc = train_restore(run->train, run->state, run->state_len, err);
     free(run->state);
     run->state = NULL;
+    const char *was = rc == ERR_OK ? train_elsewhere(run->train) : NULL;
+    if (was != NULL)
+        rc = job_report_event(&run->report, JOB_WARN, err, "The run was computed with \"%s\" and goes on "
+                              "with other arithmetic: the result will differ in its last digits from an "
+                              "uninterrupted run's", was);
     int64_t steps = rc == ERR_OK ? train_steps(run->train) : 0;
     return rc == ERR_OK ? job_ask(run, write_started, &steps, err) : rc;
 }

@@ -1,6 +1,8 @@
 /* job_run.c - the runner's claims and reports. */
 #include "store/store_int.h"
 
+#include "engine/util.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -8,7 +10,9 @@
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
-#include "engine/util.h"
+
+/* So often in a row may a process that runs a job end before a checkpoint. */
+enum { CUTS_MAX = 10 };
 
 /* --- one runner per file --------------------------------------------------------------------- */
 struct runner_lock {
@@ -67,16 +71,46 @@ int job_claimed(struct store *st, int64_t job, int64_t claim, struct store_job *
     return rc;
 }
 
+/* Once more cut off; how often without progress. */
+static int count_cut(struct store *st, const struct store_job *j, int64_t *ret, struct err *err)
+{
+    struct sql q = sql_open(st, "UPDATE job SET cuts = cuts + 1 WHERE id = ? RETURNING cuts", err);
+    sql_int(&q, j->id);
+    *ret = sql_step(&q) == 1 ? sql_col_int(&q, 0) : 0;
+    return sql_close(&q);
+}
+
+/* A job that takes the process down with it would do so at every start: it waits for somebody to
+ * look. */
+static int give_up(struct store *st, const struct store_job *j, struct err *err)
+{
+    char why[128];
+    snprintf(why, sizeof why, "the process that ran it ended %d times in a row before a checkpoint "
+             "was reached", CUTS_MAX);
+    struct sql q = sql_open(st, "UPDATE job SET pause_reason = ?, cuts = 0 WHERE id = ?", err);
+    sql_text(&q, why);
+    sql_int(&q, j->id);
+    int rc = sql_run(&q);
+    return rc != ERR_OK ? rc : job_say(st, j, JOB_ERROR, err, "The job is paused: %s", why);
+}
+
 /* One orphan: where it was going, without its runner. */
 static int requeue_one(struct store *st, const struct store_job *j, struct err *err)
 {
+    int64_t cuts;
+    int rc = count_cut(st, j, &cuts, err);
+    if (rc != ERR_OK)
+        return rc;
+    const bool hopeless = cuts >= CUTS_MAX && j->wanted == JOB_GO_ON;
     const enum job_status to = j->wanted == JOB_CANCEL ? JOB_CANCELLED :
-                               j->wanted == JOB_PAUSE  ? JOB_PAUSED : JOB_QUEUED;
-    int rc = job_set_status(st, j->id, to, err);
+                               j->wanted == JOB_PAUSE || hopeless ? JOB_PAUSED : JOB_QUEUED;
+    rc = job_set_status(st, j->id, to, err);
     if (rc == ERR_OK && to == JOB_CANCELLED)
         rc = job_drop_state(st, j->id, err);
     if (rc != ERR_OK)
         return rc;
+    if (hopeless)
+        return give_up(st, j, err);
     if (to == JOB_CANCELLED)
         return job_say(st, j, JOB_INFO, err, "The job was cancelled");
     if (to == JOB_PAUSED)

@@ -156,7 +156,7 @@ static int put_all(struct store *st, int64_t job, int64_t claim, const struct st
     if (rc != ERR_OK)
         return rc;
     struct sql q = sql_open(st,
-                            "UPDATE job SET state_gen = ?, state_step = ?, state_bytes = ?,"
+                            "UPDATE job SET cuts = 0, state_gen = ?, state_step = ?, state_bytes = ?,"
                             " state_hash = ? WHERE id = ?", err);
     sql_int(&q, at->gen);
     sql_int(&q, at->step);

@@ -575,6 +575,29 @@ static void orphans_go_where_they_were_going(void **state)
     }
 }
 
+static void a_job_that_ends_its_process_again_and_again_is_paused(void **state)
+{
+    struct fixture *f = *state;
+    struct store_job j = create(f, 1, NULL), again;
+    int64_t n;
+    for (int i = 1; i <= 18; i++) {
+        struct store_job run = start(f);
+        if (i == 9) { /* a checkpoint: the count begins again */
+            const struct store_checkpoint_new c = checkpoint(5, "state", 5, NULL);
+            ok(store_job_checkpoint(f->st, run.id, run.claim, NULL, &c, &err));
+        }
+        ok(store_jobs_requeue(f->st, &n, &err));
+        assert_int_equal(status_of(f, &j), i < 18 ? JOB_QUEUED : JOB_PAUSED);
+        store_job_free(&run);
+    }
+    assert_true(said(f, &j, "10 times in a row"));
+    ok(store_job_resume(f->st, 1, j.ref, &again, &err));
+    assert_null(again.pause_reason);
+    assert_int_equal(again.status, JOB_QUEUED);
+    store_job_free(&again);
+    store_job_free(&j);
+}
+
 static void only_one_holds_the_runners_lock(void **state)
 {
     struct fixture *f = *state;
@@ -1132,6 +1155,7 @@ int main(void)
         T(a_job_of_another_base_waits),
         T(a_claim_that_was_lost_can_write_nothing),
         T(orphans_go_where_they_were_going),
+        T(a_job_that_ends_its_process_again_and_again_is_paused),
         T(only_one_holds_the_runners_lock),
         T(what_is_computed_again_is_there_once),
         T(a_state_takes_the_place_of_the_one_before),

@@ -18,6 +18,13 @@
 #include <string.h>
 #include <cmocka.h>
 
+/* Sanitizers make this several times slower: a tenth of the steps then, and no comparison. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SHORT = 10 };
+#else
+enum { SHORT = 1 };
+#endif
+
 static struct base *base;
 static struct compute compute;
 static struct train_set *train_rows_set, *held;
@@ -69,11 +76,11 @@ static struct train_opts settings(enum adapter_method method, int seed)
     o.rank = 8;
     o.alpha = 16;
     o.adalora.init_r = 12;
-    o.adalora.tinit = 50;
-    o.adalora.tfinal = 100;
+    o.adalora.tinit = 50 / SHORT;
+    o.adalora.tfinal = 100 / SHORT;
     o.adalora.deltaT = 5;
     o.seed = (uint64_t)seed;
-    o.max_steps = 400;
+    o.max_steps = 400 / SHORT;
     o.batch = 16;
     o.micro_tokens = 2048;
     o.lr = 2e-3;
@@ -117,7 +124,7 @@ static void reaches(enum adapter_method method, const char *name)
         theirs += peft_ppl(name, i) / 3;
     printf("    %s: %.3f, PEFT's mean of three seeds %.3f (%+.1f %%)\n", name, ours, theirs,
            100 * (ours / theirs - 1));
-    assert_true(ours < 1.03 * theirs);
+    assert_true(SHORT > 1 || ours < 1.03 * theirs);
 }
 
 static void lora(void **state) { (void)state; reaches(METHOD_LORA, "lora_r8"); }

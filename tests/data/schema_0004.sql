@@ -5,8 +5,8 @@ CREATE TABLE tenant (
     name       TEXT    NOT NULL UNIQUE CHECK (length(name) BETWEEN 1 AND 64),
     created_ms INTEGER NOT NULL
 , last_claim INTEGER NOT NULL DEFAULT 0) STRICT;
-INSERT INTO tenant VALUES(1,'default',1795803742257,0);
-INSERT INTO tenant VALUES(2,'acme',1795803742278,1);
+INSERT INTO tenant VALUES(1,'default',1795805082393,0);
+INSERT INTO tenant VALUES(2,'acme',1795805082404,1);
 CREATE TABLE access_key (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     tenant_id    INTEGER NOT NULL REFERENCES tenant (id) ON DELETE CASCADE,
@@ -18,7 +18,7 @@ CREATE TABLE access_key (
     last_used_ms INTEGER NOT NULL DEFAULT 0,   -- 0: never; written at most once a minute
     revoked_ms   INTEGER NOT NULL DEFAULT 0    -- 0: good
 ) STRICT;
-INSERT INTO access_key VALUES(1,2,X'cb36c35ca1f0498ed97cfdcfffdae1cff4e5fba1895da0a919a8a606a28ee54b',X'06eeca3a68ffea66','lorad_mm7XOf','laptop',1795803742278,0,0);
+INSERT INTO access_key VALUES(1,2,X'ba68b1fb414e2e1277f6196759abd37c55b763a198a7f0be09942b425a0985cf',X'06eeca3a68ffea66','lorad_c1qrQi','laptop',1795805082404,0,0);
 CREATE TABLE adapter (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
     tenant_id  INTEGER NOT NULL REFERENCES tenant (id),
@@ -29,10 +29,10 @@ CREATE TABLE adapter (
     UNIQUE (tenant_id, id),
     FOREIGN KEY (id, live) REFERENCES version (adapter_id, number) DEFERRABLE INITIALLY DEFERRED
 ) STRICT;
-INSERT INTO adapter VALUES(1,1,'support',2,1795803742279,NULL);
-INSERT INTO adapter VALUES(2,2,'pruned',1,1795803742285,NULL);
-INSERT INTO adapter VALUES(3,2,'ftjob-gu5nb2bjrql3tr7d:ckpt',NULL,1795803742289,1);
-INSERT INTO adapter VALUES(4,2,'trained',1,1795803742291,NULL);
+INSERT INTO adapter VALUES(1,1,'support',2,1795805082405,NULL);
+INSERT INTO adapter VALUES(2,2,'pruned',1,1795805082407,NULL);
+INSERT INTO adapter VALUES(3,2,'ftjob-igxg2xb3qjwidju1:ckpt',NULL,1795805082413,1);
+INSERT INTO adapter VALUES(4,2,'trained',1,1795805082415,NULL);
 CREATE TABLE adapter_number (
     tenant_id INTEGER NOT NULL REFERENCES tenant (id) ON DELETE CASCADE,
     name      TEXT    NOT NULL,
@@ -72,11 +72,11 @@ CREATE TABLE version (
     UNIQUE (tenant_id, id),
     FOREIGN KEY (tenant_id, adapter_id) REFERENCES adapter (tenant_id, id) ON DELETE CASCADE
 ) STRICT;
-INSERT INTO version VALUES(1,1,1,1,'lora',2,2,16.0,64,256,2,X'f821a18d1b90c3549ad159b260d06d9cfb9f847881d396cdb5977feac2add284',X'1111111111111111111111111111111111111111111111111111111111111111',1,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','upload',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795803742279,NULL,NULL);
-INSERT INTO version VALUES(2,1,1,2,'lora',2,2,16.0,64,256,2,X'832ab8411b965ef81c1e9262282fd3bc3c1b3d7533ef2d232d349de583cb9913',X'1111111111111111111111111111111111111111111111111111111111111111',1,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','upload',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795803742284,NULL,NULL);
-INSERT INTO version VALUES(3,2,2,1,'adalora',0,4,32.0,255,1020,6,X'48c1a274fd1b7637365cbbcc50d770e9252f422acad4c32e58bb063b21e2141d',X'1111111111111111111111111111111111111111111111111111111111111111',1,'somebody/some-base','{"peft_type": "ADALORA"}','upload',NULL,4,2,5,7,3,100,0.84999999999999997779,0.9000000000000000222,0.5,NULL,NULL,NULL,NULL,1795803742285,NULL,NULL);
-INSERT INTO version VALUES(4,2,3,1,'lora',2,2,16.0,64,256,2,X'4fdf8fa4b3c1c8492b28c0fdf241732da434164ba613410b4d8ca9d23d73add7',X'1111111111111111111111111111111111111111111111111111111111111111',0,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','checkpoint',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795803742289,1,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356');
-INSERT INTO version VALUES(5,2,4,1,'lora',2,2,16.0,64,256,2,X'4fdf8fa4b3c1c8492b28c0fdf241732da434164ba613410b4d8ca9d23d73add7',X'1111111111111111111111111111111111111111111111111111111111111111',0,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','train',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795803742291,1,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356');
+INSERT INTO version VALUES(1,1,1,1,'lora',2,2,16.0,64,256,2,X'f821a18d1b90c3549ad159b260d06d9cfb9f847881d396cdb5977feac2add284',X'1111111111111111111111111111111111111111111111111111111111111111',1,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','upload',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795805082405,NULL,NULL);
+INSERT INTO version VALUES(2,1,1,2,'lora',2,2,16.0,64,256,2,X'832ab8411b965ef81c1e9262282fd3bc3c1b3d7533ef2d232d349de583cb9913',X'1111111111111111111111111111111111111111111111111111111111111111',1,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','upload',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795805082406,NULL,NULL);
+INSERT INTO version VALUES(3,2,2,1,'adalora',0,4,32.0,255,1020,6,X'48c1a274fd1b7637365cbbcc50d770e9252f422acad4c32e58bb063b21e2141d',X'1111111111111111111111111111111111111111111111111111111111111111',1,'somebody/some-base','{"peft_type": "ADALORA"}','upload',NULL,4,2,5,7,3,100,0.84999999999999997779,0.9000000000000000222,0.5,NULL,NULL,NULL,NULL,1795805082407,NULL,NULL);
+INSERT INTO version VALUES(4,2,3,1,'lora',2,2,16.0,64,256,2,X'4fdf8fa4b3c1c8492b28c0fdf241732da434164ba613410b4d8ca9d23d73add7',X'1111111111111111111111111111111111111111111111111111111111111111',0,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','checkpoint',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795805082413,1,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356');
+INSERT INTO version VALUES(5,2,4,1,'lora',2,2,16.0,64,256,2,X'4fdf8fa4b3c1c8492b28c0fdf241732da434164ba613410b4d8ca9d23d73add7',X'1111111111111111111111111111111111111111111111111111111111111111',0,'somebody/some-base','{"peft_type": "LORA", "note": "é"}','train',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795805082415,1,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356');
 CREATE TABLE module (
     tenant_id  INTEGER NOT NULL,
     version_id INTEGER NOT NULL,
@@ -162,18 +162,18 @@ CREATE TABLE audit (
     action    TEXT    NOT NULL,  -- 'adapter.put', 'key.revoke', ...
     object    TEXT    NOT NULL   -- 'support@3', 'acme', 'key 7'
 ) STRICT;
-INSERT INTO audit VALUES(1,2,1795803742278,NULL,'tenant.add','acme');
-INSERT INTO audit VALUES(2,2,1795803742278,NULL,'key.create','key 1');
-INSERT INTO audit VALUES(3,1,1795803742279,NULL,'adapter.put','support@1');
-INSERT INTO audit VALUES(4,1,1795803742279,NULL,'adapter.promote','support@1');
-INSERT INTO audit VALUES(5,1,1795803742284,NULL,'adapter.put','support@2');
-INSERT INTO audit VALUES(6,1,1795803742284,NULL,'adapter.promote','support@2');
-INSERT INTO audit VALUES(7,2,1795803742285,NULL,'adapter.put','pruned@1');
-INSERT INTO audit VALUES(8,2,1795803742285,NULL,'adapter.promote','pruned@1');
-INSERT INTO audit VALUES(9,2,1795803742286,NULL,'file.put','file-xgvlm7k55o6hiybf data.jsonl');
-INSERT INTO audit VALUES(10,2,1795803742287,NULL,'job.create','ftjob-gu5nb2bjrql3tr7d');
-INSERT INTO audit VALUES(11,2,1795803742292,NULL,'adapter.put','trained@1');
-INSERT INTO audit VALUES(12,2,1795803742292,NULL,'adapter.promote','trained@1');
+INSERT INTO audit VALUES(1,2,1795805082404,NULL,'tenant.add','acme');
+INSERT INTO audit VALUES(2,2,1795805082404,NULL,'key.create','key 1');
+INSERT INTO audit VALUES(3,1,1795805082405,NULL,'adapter.put','support@1');
+INSERT INTO audit VALUES(4,1,1795805082405,NULL,'adapter.promote','support@1');
+INSERT INTO audit VALUES(5,1,1795805082406,NULL,'adapter.put','support@2');
+INSERT INTO audit VALUES(6,1,1795805082406,NULL,'adapter.promote','support@2');
+INSERT INTO audit VALUES(7,2,1795805082407,NULL,'adapter.put','pruned@1');
+INSERT INTO audit VALUES(8,2,1795805082407,NULL,'adapter.promote','pruned@1');
+INSERT INTO audit VALUES(9,2,1795805082409,NULL,'file.put','file-tobjwbgdmuuz0ln3 data.jsonl');
+INSERT INTO audit VALUES(10,2,1795805082410,NULL,'job.create','ftjob-igxg2xb3qjwidju1');
+INSERT INTO audit VALUES(11,2,1795805082415,NULL,'adapter.put','trained@1');
+INSERT INTO audit VALUES(12,2,1795805082415,NULL,'adapter.promote','trained@1');
 CREATE TABLE extra_tensor (
     tenant_id  INTEGER NOT NULL,
     version_id INTEGER NOT NULL,
@@ -225,7 +225,7 @@ CREATE TABLE file (
     expires_ms INTEGER,                      -- NULL: never
     UNIQUE (tenant_id, id)
 ) STRICT;
-INSERT INTO file VALUES(1,2,'file-xgvlm7k55o6hiybf','data.jsonl','fine-tune','processed',3,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356',1795803742286,NULL);
+INSERT INTO file VALUES(1,2,'file-tobjwbgdmuuz0ln3','data.jsonl','fine-tune','processed',3,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356',1795805082408,NULL);
 CREATE TABLE file_chunk (
     id        INTEGER PRIMARY KEY,
     tenant_id INTEGER NOT NULL,
@@ -281,11 +281,11 @@ CREATE TABLE job (
     state_gen       INTEGER NOT NULL DEFAULT 0,
     state_step      INTEGER,                 -- NULL: there is no state
     state_bytes     INTEGER,
-    state_hash      BLOB    CHECK (state_hash IS NULL OR length(state_hash) = 32),
+    state_hash      BLOB    CHECK (state_hash IS NULL OR length(state_hash) = 32), cuts INTEGER NOT NULL DEFAULT 0 CHECK (cuts >= 0),
     UNIQUE (tenant_id, id),
     UNIQUE (tenant_id, idempotency_key)
 ) STRICT;
-INSERT INTO job VALUES(1,2,'ftjob-gu5nb2bjrql3tr7d','succeeded','run','base','base',X'1111111111111111111111111111111111111111111111111111111111111111','trained',NULL,NULL,'file-xgvlm7k55o6hiybf',NULL,NULL,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356',1,'{}','{}','{}','{"k":"v"}',1,NULL,NULL,NULL,1795803742287,1795803742288,1795803742291,1,2,9,NULL,NULL,NULL,NULL,NULL,5,1,1,'fixture',1795803742289,1,NULL,NULL,NULL);
+INSERT INTO job VALUES(1,2,'ftjob-igxg2xb3qjwidju1','succeeded','run','base','base',X'1111111111111111111111111111111111111111111111111111111111111111','trained',NULL,NULL,'file-tobjwbgdmuuz0ln3',NULL,NULL,X'ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356',1,'{}','{}','{}','{"k":"v"}',1,NULL,NULL,NULL,1795805082410,1795805082412,1795805082415,1,2,9,NULL,NULL,NULL,NULL,NULL,5,1,1,'fixture',1795805082413,1,NULL,NULL,NULL,0);
 CREATE TABLE job_event (
     tenant_id INTEGER NOT NULL,
     job_id    INTEGER NOT NULL,
@@ -299,11 +299,11 @@ CREATE TABLE job_event (
     PRIMARY KEY (job_id, seq),
     FOREIGN KEY (tenant_id, job_id) REFERENCES job (tenant_id, id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
-INSERT INTO job_event VALUES(2,1,1,1795803742287,'info','message',NULL,'Created fine-tuning job: ftjob-gu5nb2bjrql3tr7d',NULL);
-INSERT INTO job_event VALUES(2,1,2,1795803742288,'info','message',NULL,'Validating training file: file-xgvlm7k55o6hiybf',NULL);
-INSERT INTO job_event VALUES(2,1,3,1795803742288,'info','message',NULL,'Fine-tuning job started: 2 steps',NULL);
-INSERT INTO job_event VALUES(2,1,4,1795803742292,'info','message',NULL,'New fine-tuned model created: ft:base:acme:trained:gu5nb2bjrql3tr7d (trained@1, live)',NULL);
-INSERT INTO job_event VALUES(2,1,5,1795803742292,'info','message',NULL,'The job has successfully completed',NULL);
+INSERT INTO job_event VALUES(2,1,1,1795805082410,'info','message',NULL,'Created fine-tuning job: ftjob-igxg2xb3qjwidju1',NULL);
+INSERT INTO job_event VALUES(2,1,2,1795805082411,'info','message',NULL,'Validating training file: file-tobjwbgdmuuz0ln3',NULL);
+INSERT INTO job_event VALUES(2,1,3,1795805082412,'info','message',NULL,'Fine-tuning job started: 2 steps',NULL);
+INSERT INTO job_event VALUES(2,1,4,1795805082415,'info','message',NULL,'New fine-tuned model created: ft:base:acme:trained:igxg2xb3qjwidju1 (trained@1, live)',NULL);
+INSERT INTO job_event VALUES(2,1,5,1795805082415,'info','message',NULL,'The job has successfully completed',NULL);
 CREATE TABLE job_metric (
     tenant_id      INTEGER NOT NULL,
     job_id         INTEGER NOT NULL,
@@ -326,7 +326,7 @@ CREATE TABLE job_metric (
     PRIMARY KEY (job_id, step),
     FOREIGN KEY (tenant_id, job_id) REFERENCES job (tenant_id, id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
-INSERT INTO job_metric VALUES(2,1,1,1795803742289,0.0,2.5,0.0,0.0,0.0,0.0,0.0,0.0,0,0,0.0,0.0,0,0);
+INSERT INTO job_metric VALUES(2,1,1,1795805082413,0.0,2.5,0.0,0.0,0.0,0.0,0.0,0.0,0,0,0.0,0.0,0,0);
 CREATE TABLE job_rank (
     tenant_id INTEGER NOT NULL,
     job_id    INTEGER NOT NULL,
@@ -362,7 +362,7 @@ CREATE TABLE job_checkpoint (
     FOREIGN KEY (tenant_id, job_id) REFERENCES job (tenant_id, id) ON DELETE CASCADE,
     FOREIGN KEY (tenant_id, version_id) REFERENCES version (tenant_id, id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
-INSERT INTO job_checkpoint VALUES(2,1,1,4,1795803742289,0.0,0.0,0.0,0.0);
+INSERT INTO job_checkpoint VALUES(2,1,1,4,1795805082413,0.0,0.0,0.0,0.0);
 DELETE FROM sqlite_sequence;
 INSERT INTO sqlite_sequence VALUES('tenant',2);
 INSERT INTO sqlite_sequence VALUES('audit',12);

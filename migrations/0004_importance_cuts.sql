@@ -3,6 +3,9 @@
 ALTER TABLE module ADD COLUMN importance TEXT
     CHECK (importance IS NULL OR importance GLOB '[[]*]');
 
+-- How often the process that ran the job has ended without a word since its state was last kept.
+ALTER TABLE job ADD COLUMN cuts INTEGER NOT NULL DEFAULT 0 CHECK (cuts >= 0);
+
 DROP VIEW v_module;
 CREATE VIEW v_module AS
 SELECT t.name AS tenant, a.name AS adapter, v.number AS version, a.live IS v.number AS live,
