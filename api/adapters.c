@@ -148,7 +148,9 @@ static json_t *module_json(const struct adapter_src_module *m)
     if (m->importance != NULL && j != NULL) { /* of all initial triplets */
         json_t *list = json_array();
         for (int i = 0; i < m->init_rank; i++)
-            json_array_append_new(list, json_real((double)m->importance[i]));
+            json_array_append_new(list, isfinite(m->importance[i])
+                                            ? json_real((double)m->importance[i])
+                                            : json_null());
         json_object_set_new(j, "importance", list);
     }
     return j;

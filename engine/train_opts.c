@@ -91,6 +91,11 @@ static int check_adalora(const struct train_opts *o, struct err *err)
         rc = err_set_slug(err, ERR_INVALID, NULL, "tfinal",
                           "tfinal must be at least 1: the ranks become final so many steps before "
                           "the end, and with 0 they never would");
+    if (rc == ERR_OK && o->max_steps > 0 && o->adalora.tinit >= 0 && o->adalora.tfinal >= 0 &&
+        o->adalora.tinit >= o->max_steps - o->adalora.tfinal)
+        rc = err_set_slug(err, ERR_INVALID, NULL, "tinit",
+                          "tinit %d and tfinal %d leave no step of %lld in between to prune in",
+                          o->adalora.tinit, o->adalora.tfinal, (long long)o->max_steps);
     if (rc == ERR_OK && init_r != 0 && init_r < o->rank)
         rc = err_set_slug(err, ERR_INVALID, NULL, "init_r",
                           "init_r %d is less than target_r %d: AdaLoRA only takes ranks away", init_r,
