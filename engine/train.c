@@ -314,7 +314,9 @@ static int learn(struct train *t, size_t first, size_t n, float scale, train_sto
     return rc;
 }
 
-static int update(struct train *t, double lr, struct train_report *r, struct err *err)
+/* With the gradients at hand.  From optim_step() on the step is not to be stopped any more. */
+static int update(struct train *t, double lr, train_stop_fn stop, void *ud,
+                  struct train_report *r, struct err *err)
 {
     if (t->adalora != NULL)
         r->orth = adalora_orth(t->adalora, t->compute, 1);
@@ -324,6 +326,8 @@ static int update(struct train *t, double lr, struct train_report *r, struct err
                             "step %lld: the %s is not a number any more; a lower learning rate may "
                             "help", (long long)t->step + 1,
                             isfinite(r->loss) ? "gradient" : "loss");
+    if (stop != NULL && stop(ud))
+        return err_set(err, ERR_CANCELLED, "stopped");
     if (t->o.clip > 0 && r->grad_norm > t->o.clip)
         optim_scale_grads(t->optim, (float)(t->o.clip / (r->grad_norm + 1e-6)));
     optim_step(t->optim, t->compute, lr);
@@ -361,7 +365,7 @@ int train_step(struct train *t, train_stop_fn stop, void *ud, struct train_repor
     r.accuracy = (double)sum.hits / targets;
     r.epoch = (double)epoch + (double)(first + n) / (double)t->data->n;
     r.lr = optim_lr(&t->o, t->step + 1, t->steps);
-    rc = update(t, r.lr, &r, err);
+    rc = update(t, r.lr, stop, ud, &r, err);
     if (rc != ERR_OK)
         return rc;
     if (t->adalora != NULL) {
