@@ -69,14 +69,14 @@ def start_job(s, path):
 def wait_for(s, job, running):
     for _ in range(600):
         _, _, j = s.call("GET", f"/v1/fine_tuning/jobs/{job}")
-        if (j["status"] == "running" and not j["lorad"].get("paused")) == running:
+        if j["lorad"]["status"] == ("running" if running else "paused"):
             return
         time.sleep(0.1)
     raise RuntimeError(f"the job does not get {'going' if running else 'to a stop'}: {j}")
 
 
 def tokens_trained(s, job):
-    _, _, m = s.call("GET", f"/v1/fine_tuning/jobs/{job}/metrics?limit=10000")
+    _, _, m = s.call("GET", f"/v1/fine_tuning/jobs/{job}/metrics?limit=1000")
     return sum(p.get("tokens", 0) for p in m["data"])
 
 
