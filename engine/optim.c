@@ -311,8 +311,6 @@ void optim_step(struct optim *o, const struct compute *c, double lr)
     pool_run(c->pool, (int64_t)o->npieces, 1, step_pieces, &s);
 }
 
-int64_t optim_steps(const struct optim *o) { return o->step; }
-
 /* --- saving ----------------------------------------------------------------------------------- */
 /* "OPTM", version 1, step, number of tensors; per tensor its size and whether it has codes; then
  * its moments in the order of parts_of(). */

@@ -49,7 +49,6 @@ void optim_scale_grads(struct optim *o, float by);
 void optim_zero_grads(struct optim *o);
 /* One step.  Gradients are left as they are. */
 void optim_step(struct optim *o, const struct compute *c, double lr);
-int64_t optim_steps(const struct optim *o); /* done */
 
 /* Bytes of the moments of one tensor of n elements. */
 size_t optim_moment_bytes(enum train_moments moments, size_t n);

@@ -374,11 +374,11 @@ void train_block_back(struct train *t, const struct train_where *at, int l, cons
     const struct arch *a = &t->base->arch;
     const bool below = l > t->first;
     struct loop p = { .t = t, .layer = &t->base->layers[l], .l = l };
-    /* With the parallel residual both halves see the gradient of x_out: attention's goes first, into
-     * dx only at the end. */
+    /* With the parallel residual both halves see the gradient of x_out, so what the MLP's adds to dx
+     * waits until attention has read it. */
     back_mlp(t, at, &p, dx);
     if (a->parallel) {
-        /* dh is needed again: what the MLP's norm gives waits in xm, which has been read. */
+        /* In xm, whose values nobody needs any more. */
         memset(b->at->xm, 0, (size_t)t->batch.rows * (size_t)a->D * sizeof *b->at->xm);
         p.norm = &p.layer->norm[NORM_MLP];
         p.x = x_in;
