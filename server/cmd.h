@@ -24,6 +24,7 @@ int cmd_perplexity(int argc, char **argv); /* cmd_inspect.c */
 int cmd_adapter(int argc, char **argv);    /* cmd_adapter.c */
 int cmd_tenant(int argc, char **argv);     /* cmd_tenant.c */
 int cmd_key(int argc, char **argv);        /* cmd_tenant.c */
+int cmd_bench(int argc, char **argv);      /* cmd_bench.c */
 int cmd_check(int argc, char **argv);      /* cmd_adapter.c */
 
 #endif

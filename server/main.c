@@ -30,6 +30,7 @@ static const struct cmd commands[] = {
     { "adapter", "add, list, show, compare, export, merge, promote and remove adapters", cmd_adapter },
     { "tenant", "add, list and remove tenants", cmd_tenant },
     { "key", "make, list and revoke access keys", cmd_key },
+    { "bench", "measure this machine and this program", cmd_bench },
     { "check", "check the whole database for damage", cmd_check },
     { "version", "print the version", cmd_version },
 };

@@ -2,12 +2,12 @@
  * second and peak memory; beside PyTorch on the CPU where it is installed (bench_train_torch.py: the
  * same shapes in fp32), in alternation.
  *
- *     bench_train [SHAPE[:TOKENS]]...      default 1.1b:512; shapes in support_synthetic.h
+ *     bench_train [SHAPE[:TOKENS]]...      default 1.1b:512; shapes in synthetic.h
  *
  * STEPS sets the steps that count (default 2, after one to warm up), PRECISION exact or fast, KEEP=0
  * computes every block again on the way back. */
 #include "engine/train.h"
-#include "tests/support_synthetic.h"
+#include "engine/synthetic.h"
 
 #include "engine/mem.h"
 
@@ -85,12 +85,14 @@ static double torch_step(const struct synthetic_shape *s, int tokens, int thread
 
 static void bench(const struct synthetic_shape *s, int tokens, const struct compute *c, int steps)
 {
-    struct base *b = synthetic_base(s);
+    struct base *b = NULL;
     struct train_set data = one_example(tokens, s->V);
     struct train_opts o;
     struct train_estimate e;
     struct train *t;
     struct err err = { 0 };
+    if (synthetic_base(s, &b, &err) != ERR_OK)
+        fail(&err);
     double seconds[MAX_STEPS];
     char x[32], y[32], z[32];
     train_opts_init(&o);

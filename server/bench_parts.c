@@ -1,0 +1,7 @@
+/* bench_parts.c - the parts of `lorad bench`, in the order they run. */
+#include "server/bench_parts.h"
+
+const struct bench_part *const bench_parts[] = {
+    &bench_memory,
+    NULL,
+};
