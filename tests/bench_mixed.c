@@ -1,7 +1,7 @@
 /* bench_mixed.c - decode steps of whole models: no adapters, one that all rows share, and one for each
  * row; beside how fast memory can be read.
  *
- *     bench_mixed [SHAPE [ROUNDS [RANK]...]]      default 1.1b 9 8 16 64; shapes in support_synthetic.h
+ *     bench_mixed [SHAPE [ROUNDS [RANK]...]]      default 1.1b 9 8 16 64; shapes in synthetic.h
  *
  * A step computes one token of BATCH (default 16) sequences whose cache holds 128 positions.  Rounds
  * are interleaved: every case once, then all again, because the speed of memory and clock drift;
@@ -10,8 +10,8 @@
  * step reads, per second, over the bandwidth of reading. */
 #include "engine/forward.h"
 #include "engine/mem.h"
+#include "engine/synthetic.h"
 #include "engine/util.h"
-#include "tests/support_synthetic.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -195,7 +195,7 @@ int main(int argc, char **argv)
         need(err_set(&err, ERR_INVALID, "see the head of bench_mixed.c"), &err);
     need(isa_select("auto", &compute.isa, &err), &err);
     need(pool_create(0, &compute.pool, &err), &err);
-    base = synthetic_base(shape);
+    need(synthetic_base(shape, &base, &err), &err);
     open_cache();
     need(forward_create(base, &compute, kv, CONTEXT + 1, batch, batch, &forward, &err), &err);
     char *memory = need_memory(READ_BYTES);

@@ -7,9 +7,9 @@
  * STEPS sets the steps that count (default 2, after one to warm up), PRECISION exact or fast, KEEP=0
  * computes every block again on the way back. */
 #include "engine/train.h"
-#include "engine/synthetic.h"
 
 #include "engine/mem.h"
+#include "engine/synthetic.h"
 
 #include <stdio.h>
 #include <stdlib.h>
