@@ -7,6 +7,8 @@
 
 #include "engine/mem.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 struct facts {
@@ -19,6 +21,23 @@ enum { METRICS_MAX_BYTES = 1 << 16 };
 static int one(struct buf *b, const char *name, const char *type, const char *help, double value)
 {
     return buf_printf(b, "# HELP %s %s\n# TYPE %s %s\n%s %.17g\n", name, help, name, type, name, value);
+}
+
+/* And the longest of all, which no bucket tells. */
+static int spread(struct buf *b, const char *name, const char *help, const struct histogram_stats *h)
+{
+    uint64_t n = 0;
+    int rc = buf_printf(b, "# HELP %s %s\n# TYPE %s histogram\n", name, help, name);
+    for (int i = 0; i < HISTOGRAM_BOUNDS && rc == ERR_OK; i++)
+        rc = buf_printf(b, "%s_bucket{le=\"%g\"} %" PRIu64 "\n", name, histogram_bounds[i],
+                        n += h->bucket[i]);
+    n += h->bucket[HISTOGRAM_BOUNDS];
+    if (rc == ERR_OK)
+        rc = buf_printf(b, "%s_bucket{le=\"+Inf\"} %" PRIu64 "\n%s_sum %.17g\n%s_count %" PRIu64 "\n",
+                        name, n, name, h->sum, name, n);
+    char longest[96];
+    snprintf(longest, sizeof longest, "%s_max", name);
+    return rc != ERR_OK ? rc : one(b, longest, "gauge", "The longest of these.", h->max);
 }
 
 static int write_metrics(struct buf *b, const struct api *api, const struct facts *f)
@@ -68,6 +87,17 @@ static int write_metrics(struct buf *b, const struct api *api, const struct fact
     int rc = ERR_OK;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0] && rc == ERR_OK; i++)
         rc = one(b, rows[i].name, rows[i].type, rows[i].help, rows[i].value);
+    const struct {
+        const char *name, *help;
+        const struct histogram_stats *h;
+    } times[] = {
+        { "vllm:inter_token_latency_seconds", "From a sequence's token to its next.", &s->gap },
+        { "lorad_running_gap_seconds", "The same, of sequences that were not preempted between.",
+          &s->running_gap },
+        { "lorad_step_seconds", "Passes, until their tokens were chosen.", &s->step },
+    };
+    for (size_t i = 0; i < sizeof times / sizeof times[0] && rc == ERR_OK; i++)
+        rc = spread(b, times[i].name, times[i].help, times[i].h);
     return rc;
 }
 

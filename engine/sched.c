@@ -72,11 +72,23 @@ void sched_end(struct sched *s, struct gen_list *from, struct gen *g, enum gen_f
     pthread_mutex_unlock(&s->lock);
 }
 
+static void count_gap(struct sched *s, struct gen *g)
+{
+    if (g->last_token != 0) {
+        histogram_add(&s->gap, s->chosen_at - g->last_token);
+        if (!g->put_back)
+            histogram_add(&s->running_gap, s->chosen_at - g->last_token);
+    }
+    g->last_token = s->chosen_at;
+    g->put_back = false;
+}
+
 /* The next token of a sequence; why it ends with it, or GEN_RUNNING. */
 static enum gen_finish add_token(struct sched *s, struct gen *g, const struct sample_result *r)
 {
     g->tokens[g->ntokens++] = r->token;
     atomic_fetch_add(&s->generated_tokens, 1);
+    count_gap(s, g);
     bool end_token = is_end_token(s, g, r->token);
     bool last = end_token || g->ntokens == g->nprompt + g->max_tokens;
     enum gen_finish finish = gen_add(g, r, end_token, last);
@@ -188,6 +200,7 @@ static void run_jobs(void *arg, int64_t begin, int64_t end, int thread)
 
 static void step(struct sched *s)
 {
+    const double begin = now_mono();
     sched_plan(s);
     const int n = gather(s);
     if (n == 0) /* whoever ran had to be ended */
@@ -202,6 +215,8 @@ static void step(struct sched *s)
     atomic_fetch_add(&s->steps, 1);
     atomic_fetch_add(&s->rows, rows);
     pool_run(s->compute->pool, make_jobs(s, n, logits), 1, run_jobs, s);
+    s->chosen_at = now_mono();
+    histogram_add(&s->step, s->chosen_at - begin);
     const struct job *j = s->jobs;
     for (int i = 0; i < n; i++)
         j += take_jobs(s, s->batch[i], j);

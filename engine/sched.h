@@ -19,6 +19,7 @@
 #include "engine/adapter_cache.h"
 #include "engine/base.h"
 #include "engine/compute.h"
+#include "engine/histogram.h"
 #include "engine/kv.h"
 #include "engine/sampler.h"
 #include "engine/tokenizer.h"
@@ -125,6 +126,9 @@ struct sched_stats {
     /* rows: positions computed; prompt_tokens: of requests admitted, cached ones included */
     uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted, rejected;
     struct kv_stats kv;
+    /* step: from planning it to the tokens it chose.  gap: from a sequence's token to its next.
+     * running_gap: only of those between which it was not preempted. */
+    struct histogram_stats step, gap, running_gap;
 };
 void sched_stats(struct sched *s, struct sched_stats *ret);
 /* Forget all cached prefixes before the next step. */

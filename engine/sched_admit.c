@@ -170,6 +170,7 @@ void sched_preempt(struct sched *s, struct gen *g)
     list_remove(&s->running, g);
     list_insert(&s->waiting, g);
     g->rows = g->nlogits = 0;
+    g->put_back = true;
     gen_preempted(g);
     atomic_fetch_add(&s->preempted, 1);
 }

@@ -45,6 +45,8 @@ struct gen {
     struct lora_set lora;                         /* valid while running */
     uint8_t seed[32];
     double no_room_since; /* adapters wait for room in the cache; 0: they do not */
+    double last_token;    /* when it was chosen; 0: there is none yet */
+    bool put_back;        /* preempted since */
     int pages_wanted;     /* no use trying to admit it before so many are available */
     int rows, nlogits;    /* of the step being made */
     struct tok_stream *stream; /* NULL without tokenizer */
@@ -109,6 +111,9 @@ struct sched {
     int queued; /* of those, never admitted */
     bool poked, draining, cancel_all, stopping;
     int preempt, forget; /* asked for by sched_preempt_one() and sched_forget() */
+
+    struct histogram step, gap, running_gap; /* see struct sched_stats */
+    double chosen_at;    /* when the tokens of this step were chosen */
 
     _Atomic int nrunning, nwaiting;
     _Atomic uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted,

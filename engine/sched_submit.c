@@ -128,6 +128,9 @@ void sched_stats(struct sched *s, struct sched_stats *ret)
         .rejected = atomic_load(&s->rejected),
     };
     kv_stats(s->kv, &ret->kv);
+    histogram_read(&s->step, &ret->step);
+    histogram_read(&s->gap, &ret->gap);
+    histogram_read(&s->running_gap, &ret->running_gap);
 }
 
 void sched_forget(struct sched *s)

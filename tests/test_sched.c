@@ -558,6 +558,43 @@ static void draining_lets_work_finish_and_takes_no_more(void **state)
     rig_close(&r);
 }
 
+static uint64_t times(const struct histogram_stats *h)
+{
+    uint64_t n = 0;
+    for (int i = 0; i <= HISTOGRAM_BOUNDS; i++)
+        n += h->bucket[i];
+    return n;
+}
+
+static void steps_and_gaps_between_tokens_are_timed(void **state)
+{
+    (void)state;
+    struct rig r;
+    int32_t t[20];
+    open_rig(&r, (struct sched_opts){ .kv_bytes = rig_pages(base, 12) }); /* too few for three */
+    count_up(t, 20);
+    struct gen_request q = rig_request(t, 20, 100);
+    q.ignore_eos = true;
+    struct gen *g[3];
+    for (int i = 0; i < 3; i++)
+        g[i] = rig_submit(&r, &q);
+    for (int i = 0; i < 3; i++) {
+        struct result got = rig_finish(g[i]);
+        result_free(&got);
+    }
+    struct sched_stats st;
+    sched_drain(r.sched, 60);
+    sched_stats(r.sched, &st);
+    assert_int_equal(times(&st.step), st.steps);
+    assert_int_equal(times(&st.gap), 3 * 99);
+    assert_true(st.preempted > 0); /* twice before a token, or before the first, is no gap more */
+    assert_true(times(&st.running_gap) < 3 * 99);
+    assert_true(times(&st.running_gap) >= 3 * 99 - st.preempted);
+    assert_true(st.step.max > 0 && st.step.sum >= st.step.max);
+    assert_true(st.running_gap.max <= st.gap.max && st.gap.sum >= st.running_gap.sum);
+    rig_close(&r);
+}
+
 static void draining_without_time_cancels(void **state)
 {
     (void)state;
@@ -752,6 +789,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_generation_frees_its_pages_within_two_steps),
         cmocka_unit_test(a_deadline_ends_what_runs_and_what_waits),
         cmocka_unit_test(draining_lets_work_finish_and_takes_no_more),
+        cmocka_unit_test(steps_and_gaps_between_tokens_are_timed),
         cmocka_unit_test(draining_without_time_cancels),
         cmocka_unit_test(a_generation_outlives_its_scheduler),
         cmocka_unit_test(numbers_that_overflow_end_one_request_with_an_error),

@@ -177,6 +177,20 @@ curl -s -H "Authorization: Bearer $umbrella" "$url/v1/models" | grep -q secret &
 grep -q -e lorad_ -e 'My lord' log && bad "a key or a prompt is in the log" || ok
 grep -q 'POST /v1/completions 200' log && ok || bad "no line of the access log for a completion"
 
+# --- metrics: histograms as Prometheus reads them
+curl -s -H "Authorization: Bearer $operator" "$url/metrics" >out
+python3 -c '
+import re, sys
+text = open("out").read()
+for name in ("vllm:inter_token_latency_seconds", "lorad_running_gap_seconds", "lorad_step_seconds"):
+    rows = re.findall("^" + name + r"_bucket\{le=\"([^\"]*)\"\} (\d+)$", text, re.M)
+    ends, counts = [float(e) for e, _ in rows], [int(n) for _, n in rows]
+    value = lambda what: float(re.search("^" + name + what + " (.*)$", text, re.M).group(1))
+    good = (f"# TYPE {name} histogram" in text and ends == sorted(set(ends)) and ends[-1] == float("inf") and
+            counts == sorted(counts) and counts[-1] == value("_count") > 0 and 0 < value("_max") <= value("_sum"))
+    if not good:
+        sys.exit(name)' && ok || bad "a histogram of the metrics: $(cat out)"
+
 # --- SIGTERM: what runs is finished, /ready says no, and the exit code is 0
 curl -s -o last "$url/v1/completions" -H "Authorization: Bearer $acme" \
     -d '{"prompt":"a","n":8,"max_tokens":400,"ignore_eos":true}' &
