@@ -298,13 +298,16 @@ int bench_out_end(struct bench *b, struct err *err)
     struct bench_rows *r = b->rows;
     char why[256] = "";
     int open = 0;
-    if (r->print)
-        printf("\nthe numbers that lorad is held to (rows of parts that were not asked for are left out):\n");
+    bool head = false;
     for (const struct bench_target *t = bench_targets; t->id != NULL; t++) {
         const json_t *row = find_row(r, t->id);
         const bool asked = row != NULL || explain(r, t, why);
-        if (r->print && asked)
+        if (r->print && asked) {
+            if (!head)
+                printf("\nthe numbers that lorad is held to:\n");
+            head = true;
             print_design(t, row, why);
+        }
         if (row != NULL)
             continue;
         open++;
@@ -315,7 +318,8 @@ int bench_out_end(struct bench *b, struct err *err)
             return err_nomem(err);
     }
     if (r->print)
-        printf("%d met, %d MISSED, %d open\n", r->met, r->missed, open);
+        printf("%d met, %d MISSED, %d open (of parts that were not asked for, or in need of a peer's figure)\n",
+               r->met, r->missed, open);
     return ERR_OK;
 }
 

@@ -3,5 +3,8 @@
 
 const struct bench_part *const bench_parts[] = {
     &bench_memory,
+    &bench_decode,
+    &bench_prompt,
+    &bench_load,
     NULL,
 };

@@ -2,11 +2,18 @@
 #ifndef SERVER_BENCH_PARTS_H
 #define SERVER_BENCH_PARTS_H
 
+#include "engine/forward.h"
 #include "server/bench.h"
 
 extern const struct bench_part bench_memory; /* bench_memory.c */
+extern const struct bench_part bench_decode; /* bench_decode.c */
+extern const struct bench_part bench_prompt; /* bench_decode.c */
+extern const struct bench_part bench_load;   /* bench_load.c */
 
 /* --- shared between parts ---------------------------------------------------------------------- */
+/* A new folder below TMPDIR or /tmp; the caller removes it. */
+int bench_folder(char *ret, size_t cap, struct err *err);
+
 /* Streaming read of memory on huge pages by all threads of the pool, in GB/s: what decoding is bound
  * by.  The buffer is larger than the caches. */
 struct bench_reader {
@@ -22,5 +29,27 @@ int bench_reader_open(struct bench *b, bool small_pages, bool one_thread, struct
 void bench_reader_close(struct bench_reader *r);
 /* The series of that reader. */
 struct bench_series bench_reader_series(struct bench_reader *r);
+
+/* A synthetic base with sequences that hold BENCH_CONTEXT positions of small numbers each, and a
+ * workspace (bench_model.c).  A step can be run again and again: it is never committed. */
+enum { BENCH_CONTEXT = 128, BENCH_BATCH_MAX = 32, BENCH_PROMPT_MAX = 512 };
+struct bench_model {
+    struct bench *b;
+    const struct synthetic_shape *shape;
+    struct compute compute; /* the workspace computes with this: set its precision before a step */
+    struct base *base;
+    struct kv_cache *kv;
+    struct kv_seq seqs[BENCH_BATCH_MAX], fresh; /* the last is empty: for prompts */
+    struct forward *forward;
+    size_t read_bytes;      /* that a step reads of the base, whatever the batch */
+    size_t kv_bytes;        /* and of a sequence */
+};
+size_t bench_model_bytes(const struct synthetic_shape *s); /* for bench_room() */
+int bench_model_open(struct bench *b, const char *shape, struct bench_model *ret, struct err *err);
+void bench_model_close(struct bench_model *m);
+/* One token of each of the first `batch` sequences; sets [batch], NULL: no adapters. */
+void bench_model_step(struct bench_model *m, enum precision p, int batch, const struct lora_set *sets);
+/* A prompt of n tokens, logits of the last. */
+void bench_model_prompt(struct bench_model *m, enum precision p, int n);
 
 #endif
