@@ -15,7 +15,6 @@
  * All memory is taken in forward_create(). */
 #include "engine/forward_int.h"
 
-#include "engine/attn.h"
 #include "engine/mem.h"
 
 #include <math.h>
@@ -23,8 +22,6 @@
 
 /* Elements below which a loop over rows stays in the caller, and elements of a piece. */
 enum { SERIAL_ELEMENTS = 32768, PIECE_ELEMENTS = 8192 };
-/* Multiply-adds below which attention stays in the caller. */
-enum { ATTN_SERIAL = 1 << 16 };
 
 /* --- memory -------------------------------------------------------------------------------- */
 static size_t up64(size_t n) { return (n + 63) & ~(size_t)63; }
@@ -86,8 +83,8 @@ static size_t lay_out(struct forward *f, const struct arch *a, int max_rows, int
     f->logits = carve(m, &at, (size_t)max_logits * (size_t)a->V * one);
     f->rows = carve(m, &at, T * sizeof *f->rows);
     f->groups = carve(m, &at, T * sizeof *f->groups);
-    f->pieces = carve(m, &at, T * sizeof *f->pieces);
-    f->sorted = carve(m, &at, T * sizeof *f->sorted);
+    f->spans = carve(m, &at, T * sizeof *f->spans);
+    at += attn_lay_out(&f->attn, a->H, a->hd, max_rows, m != NULL ? m + at : NULL);
     return at;
 }
 
@@ -328,26 +325,6 @@ static void kv_fn(void *arg, int64_t begin, int64_t end, int thread)
     }
 }
 
-static void attn_fn(void *arg, int64_t begin, int64_t end, int thread)
-{
-    const struct loop *p = arg;
-    const struct forward *f = p->f;
-    const struct arch *a = &f->base->arch;
-    (void)thread;
-    const struct attn_layer layer = {
-        .kv = f->kv, .layer = p->l, .H = a->H, .G = a->G, .hd = a->hd,
-        .window = arch_layer_windowed(a, p->l) ? a->window : 0,
-        .scale = a->attn_scale > 0 ? (float)a->attn_scale : 1.0f / sqrtf((float)a->hd),
-        .softcap = (float)a->attn_softcap,
-        .slopes = f->family->position == POS_ALIBI ? f->slopes : NULL,
-        .q = f->q.p, .q_ld = f->q.ld, .q_step = f->q.step, .out = f->att,
-    };
-    for (int64_t n = begin; n < end; n++) {
-        const struct piece *c = &f->sorted[n / a->G];
-        attn_rows(f->ops, &layer, c->pages, c->pos, c->row, c->n, (int)(n % a->G));
-    }
-}
-
 static void softcap_fn(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct forward *f = ((struct loop *)arg)->f;
@@ -408,6 +385,20 @@ static void block_qkv(struct forward *f, int l, bool only_wanted)
     rows_run(f, &loop, a->H * a->hd, q_fn);
 }
 
+static void attend(const struct forward *f, int l)
+{
+    const struct arch *a = &f->base->arch;
+    const struct attn_layer layer = {
+        .kv = f->kv, .layer = l, .H = a->H, .G = a->G, .hd = a->hd,
+        .window = arch_layer_windowed(a, l) ? a->window : 0,
+        .scale = a->attn_scale > 0 ? (float)a->attn_scale : 1.0f / sqrtf((float)a->hd),
+        .softcap = (float)a->attn_softcap,
+        .slopes = f->family->position == POS_ALIBI ? f->slopes : NULL,
+        .q = f->q.p, .q_ld = f->q.ld, .q_step = f->q.step, .out = f->att,
+    };
+    attn_run(f->compute, &f->attn, &layer, f->spans, f->nspans);
+}
+
 static void block_attention(struct forward *f, int l)
 {
     static const enum module o = MOD_O;
@@ -417,8 +408,7 @@ static void block_attention(struct forward *f, int l)
                          .which = NORM_MLP, .norm_l = l, .post = &layer->norm[NORM_POST_ATTN],
                          .which_post = NORM_POST_ATTN };
     const int wide = a->H * a->hd;
-    pool_run(f->attn_cost < ATTN_SERIAL ? NULL : f->compute->pool, (int64_t)f->npieces * a->G, 1,
-             attn_fn, &loop);
+    attend(f, l);
     pack(f, f->att, wide, wide);
     linear(f, l, f->att, wide, &o, 1, &f->t);
     rows_run(f, &loop, a->D, a->parallel ? norm_add_fn : add_norm_fn);

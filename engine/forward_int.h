@@ -1,8 +1,9 @@
 /* forward_int.h - shared by forward.c (memory and the block), forward_vocab.c (embedding and head) and
- * forward_plan.c (which rows a step has, and how they are cut into pieces). */
+ * forward_plan.c (which rows a step has). */
 #ifndef ENGINE_FORWARD_INT_H
 #define ENGINE_FORWARD_INT_H
 
+#include "engine/attn.h"
 #include "engine/forward.h"
 #include "engine/lora.h"
 #include "engine/ops.h"
@@ -13,13 +14,6 @@ struct row {
     const struct span *span;
     int pos;
     int32_t token;
-};
-
-/* Neighbouring rows of one sequence, for attention. */
-struct piece {
-    const int32_t *pages;
-    int pos, row, n;
-    int level; /* log2 of the cost */
 };
 
 /* Where q, k or v are: head h of row r at p + r * ld + h * step. */
@@ -52,10 +46,10 @@ struct forward {
     float *logits;             /* [max_logits][V] */
     struct row *rows;
     struct lora_group *groups;
-    struct piece *pieces, *sorted;
+    struct attn_span *spans;   /* neighbouring rows of one sequence */
+    struct attn_work attn;
     /* of the step */
-    int nrows, ngroups, npieces;
-    int64_t attn_cost;
+    int nrows, ngroups, nspans;
 };
 
 /* Are q, k and v one product? */
@@ -64,7 +58,7 @@ static inline bool forward_joined(const struct forward *f)
     return f->family->module_path[MOD_QKV] != NULL;
 }
 
-/* Rows, groups and pieces of a step. */
+/* Rows, groups and spans of a step. */
 void forward_plan(struct forward *f, const struct span *spans, int nspans);
 /* Keep only the rows whose logits are wanted: x, h, the angles, and q if it came with k and v. */
 void forward_trim(struct forward *f);

@@ -1,11 +1,8 @@
 /* forward_plan.c - which rows a step has: groups of neighbours with the same adapters, for the
- * linear layers, and pieces of about equal cost, for attention. */
+ * linear layers, and of the same sequence, for attention. */
 #include "engine/forward_int.h"
 
 #include <string.h>
-
-/* Multiply-adds that a piece of attention is cut to, if one block of queries is not more. */
-enum { ATTN_PIECE = 1 << 20 };
 
 static bool same_set(const struct lora_set *a, const struct lora_set *b)
 {
@@ -24,41 +21,16 @@ static void plan_groups(struct forward *f)
     }
 }
 
-/* Multiply-adds of one row at position pos, for one key/value head. */
-static int64_t row_cost(const struct arch *a, int pos)
+static void plan_spans(struct forward *f)
 {
-    return (int64_t)(pos + 1) * a->hd * 2 * (a->H / a->G);
-}
-
-/* Pieces of about equal cost; at least one full block of queries each, if the rows suffice. */
-static void plan_pieces(struct forward *f)
-{
-    const struct arch *a = &f->base->arch;
-    const int heads = a->H / a->G, least = (OPS_QUERIES + heads - 1) / heads;
-    f->npieces = 0;
-    f->attn_cost = 0;
-    for (int r = 0, n; r < f->nrows; r += n) {
-        int run = 1;
-        while (r + run < f->nrows && f->rows[r + run].span == f->rows[r].span)
-            run++;
-        const int64_t cost = row_cost(a, f->rows[r].pos + run);
-        n = cost < ATTN_PIECE ? (int)(ATTN_PIECE / cost) : 1;
-        n = n < least ? least : n;
-        n = n > run ? run : n;
-        const uint64_t all = (uint64_t)cost * (uint64_t)n;
-        const int level = 63 - __builtin_clzll(all);
-        f->pieces[f->npieces++] = (struct piece){ f->rows[r].span->kv->pages, f->rows[r].pos,
-                                                  r, n, level };
-        f->attn_cost += (int64_t)all * a->G;
+    f->nspans = 0;
+    for (int r = 0; r < f->nrows; r++) {
+        const struct span *of = f->rows[r].span;
+        if (r > 0 && f->rows[r - 1].span == of)
+            f->spans[f->nspans - 1].n++;
+        else
+            f->spans[f->nspans++] = (struct attn_span){ of->kv->pages, f->rows[r].pos, r, 1 };
     }
-    /* The costliest first, so that nobody starts a long piece when the others are done. */
-    int first[65] = { 0 };
-    for (int i = 0; i < f->npieces; i++)
-        first[63 - f->pieces[i].level + 1]++;
-    for (int i = 1; i < 65; i++)
-        first[i] += first[i - 1];
-    for (int i = 0; i < f->npieces; i++)
-        f->sorted[first[63 - f->pieces[i].level]++] = f->pieces[i];
 }
 
 void forward_plan(struct forward *f, const struct span *spans, int nspans)
@@ -69,7 +41,7 @@ void forward_plan(struct forward *f, const struct span *spans, int nspans)
             f->rows[f->nrows++] =
                 (struct row){ &spans[s], spans[s].pos + i, spans[s].tokens[i] };
     plan_groups(f);
-    plan_pieces(f);
+    plan_spans(f);
 }
 
 static bool wanted(const struct row *r)
@@ -103,5 +75,5 @@ void forward_trim(struct forward *f)
     }
     f->nrows = (int)n;
     plan_groups(f);
-    plan_pieces(f);
+    plan_spans(f);
 }
