@@ -23,3 +23,9 @@ const char *blas_core(void)
     pthread_once(&once, one_thread);
     return openblas_get_corename();
 }
+
+void blas_threads(int n)
+{
+    pthread_once(&once, one_thread);
+    openblas_set_num_threads(n);
+}

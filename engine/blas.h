@@ -14,6 +14,9 @@
  * op(X) is X or, with tx, its transpose.  ld*: elements from row to row as stored. */
 void blas_gemm(bool ta, bool tb, int m, int n, int k, float alpha, const float *a, int lda,
                const float *b, int ldb, float beta, float *c, int ldc);
+/* Let OpenBLAS use threads of its own, in a process that computes nothing else meanwhile: benchmarks
+ * compare with that.  1 is the rule. */
+void blas_threads(int n);
 /* The kernel family that OpenBLAS uses here, e.g. "SkylakeX"; static. */
 const char *blas_core(void);
 

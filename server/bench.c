@@ -58,6 +58,15 @@ int bench_measure(struct bench *b, struct bench_series *s, int n, struct err *er
     return rc;
 }
 
+struct bench_series bench_scaled(const struct bench_series *s, const char *unit, double factor)
+{
+    struct bench_series scaled = *s;
+    scaled.unit = unit;
+    for (int i = 0; i < s->n; i++)
+        scaled.v[i] *= factor;
+    return scaled;
+}
+
 bool bench_room(struct bench *b, const char *id, size_t bytes)
 {
     char need[32], have[32];

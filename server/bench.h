@@ -69,6 +69,9 @@ int bench_measure(struct bench *b, struct bench_series *s, int n, struct err *er
 /* Call fn(arg) until b->min_seconds have passed, at least once: seconds per call. */
 double bench_time(const struct bench *b, void (*fn)(void *arg), void *arg);
 
+/* The same rounds in another unit: values times `factor`. */
+struct bench_series bench_scaled(const struct bench_series *s, const char *unit, double factor);
+
 /* --- reporting ------------------------------------------------------------------------------- */
 /* A row.  `ref` may be NULL; else the ratio is value * scale / reference, round by round.  The id is made
  * by `fmt`, dots between its words: "decode.1.1b.fast.b16". */

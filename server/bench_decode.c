@@ -49,9 +49,11 @@ static int report(struct bench_model *m, const struct pass *p, const struct benc
         const struct bench_series *one = &s[i - i % NBATCHES]; /* the first of this precision */
         rc = bench_row(b, &s[i], one == &s[i] ? NULL : one, 1, err, "decode.%s.%s.b%d", shape, precision,
                        p[i].n);
-        if (rc == ERR_OK && p[i].n == 1)
-            rc = bench_row(b, &s[i], read, 1e-9 * (double)(m->read_bytes + m->kv_bytes), err,
-                           "decode.%s.%s.b1.read", shape, precision);
+        if (rc == ERR_OK && p[i].n == 1) {
+            const struct bench_series bytes =
+                bench_scaled(&s[i], "GB/s", 1e-9 * (double)(m->read_bytes + m->kv_bytes));
+            rc = bench_row(b, &bytes, read, 1, err, "decode.%s.%s.b1.read", shape, precision);
+        }
     }
     return rc;
 }

@@ -6,6 +6,7 @@
 #include "server/bench.h"
 
 extern const struct bench_part bench_memory; /* bench_memory.c */
+extern const struct bench_part bench_kernels; /* bench_kernels.c */
 extern const struct bench_part bench_decode; /* bench_decode.c */
 extern const struct bench_part bench_prompt; /* bench_decode.c */
 extern const struct bench_part bench_load;   /* bench_load.c */
@@ -29,6 +30,15 @@ int bench_reader_open(struct bench *b, bool small_pages, bool one_thread, struct
 void bench_reader_close(struct bench_reader *r);
 /* The series of that reader. */
 struct bench_series bench_reader_series(struct bench_reader *r);
+
+/* The multiply-add instructions that a precision's kernels use, in registers alone, by all threads, in
+ * GOP/s (a multiply and an add are two): bench_peak.c.  No such series for scalar code: false. */
+struct bench_peak {
+    const struct bench *b;
+    struct compute *compute;
+    enum precision precision;
+};
+bool bench_peak_series(struct bench *b, enum precision p, struct bench_peak *peak, struct bench_series *ret);
 
 /* A synthetic base with sequences that hold BENCH_CONTEXT positions of small numbers each, and a
  * workspace (bench_model.c).  A step can be run again and again: it is never committed. */
