@@ -91,6 +91,8 @@ static int run(struct bench *b, bool prompt, struct err *err)
 {
     struct bench_reader r;
     int rc = bench_reader_open(b, false, false, &r, err);
+    if (rc != ERR_OK)
+        return rc;
     for (int i = 0; i < b->nshapes && rc == ERR_OK; i++)
         rc = run_shape(b, b->shapes[i], prompt, &r, err);
     bench_reader_close(&r);

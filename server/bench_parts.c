@@ -6,6 +6,7 @@ const struct bench_part *const bench_parts[] = {
     &bench_kernels,
     &bench_decode,
     &bench_prompt,
+    &bench_mixed,
     &bench_load,
     NULL,
 };
