@@ -49,6 +49,7 @@ struct bench {
     int rounds;             /* 1..BENCH_ROUNDS_MAX */
     bool quick;             /* fewer repeats, smaller sizes: for CI and the curious */
     double min_seconds;     /* how long one round lasts at least, see bench_time() */
+    const char *shared;     /* folder with reference models, or NULL */
     const char *part;       /* that runs now */
     pid_t child;            /* a process that a part has started and whose CPU time counts as ours; or 0 */
     struct bench_rows *rows;

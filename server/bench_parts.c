@@ -7,6 +7,8 @@ const struct bench_part *const bench_parts[] = {
     &bench_decode,
     &bench_prompt,
     &bench_mixed,
+    &bench_train,
     &bench_load,
+    &bench_quality,
     NULL,
 };

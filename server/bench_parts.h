@@ -10,6 +10,8 @@ extern const struct bench_part bench_kernels; /* bench_kernels.c */
 extern const struct bench_part bench_decode; /* bench_decode.c */
 extern const struct bench_part bench_prompt; /* bench_decode.c */
 extern const struct bench_part bench_mixed;  /* bench_mixed.c */
+extern const struct bench_part bench_train;  /* bench_train.c */
+extern const struct bench_part bench_quality; /* bench_quality.c */
 extern const struct bench_part bench_load;   /* bench_load.c */
 
 /* --- shared between parts ---------------------------------------------------------------------- */

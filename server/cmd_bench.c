@@ -16,6 +16,7 @@ static const struct opt table[] = {
     { "threads", 't', "N", "0", "0: one per available CPU", false },
     { "rounds", 0, "N", NULL, "how often each row is measured [7, with --quick 3]", false },
     { "quick", 0, NULL, NULL, "shorter rounds, fewer sizes: less exact", false },
+    { "shared", 0, "DIR", NULL, "folder with reference models, for part quality", false },
     { "peer", 0, "ROW=NUMBER", NULL, "what another program reached; may be repeated", true },
     { "json", 0, "FILE", NULL, "write everything there too, raw values included; -: to stdout, no table", false },
     { "list", 0, NULL, NULL, "list parts, shapes and the rows that compare with a peer", false },
@@ -101,6 +102,7 @@ static int read_options(const struct opts *o, struct bench *b, bool *wanted, str
 {
     int64_t threads = 0;
     b->quick = opt_flag(o, "quick");
+    b->shared = opt_str(o, "shared");
     b->min_seconds = b->quick ? 0.03 : 0.25;
     int64_t rounds = b->quick ? 3 : 7;
     if (!opt_int(o, "threads", 0, 1024, &threads) || !opt_int(o, "rounds", 1, BENCH_ROUNDS_MAX, &rounds))
