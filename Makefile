@@ -40,7 +40,6 @@ LIB_OBJ := $(filter-out $(B)/server/main.o,$(OBJ))
 TESTS   := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/test_*.c)))
 SCRIPTS := $(sort $(wildcard tests/test_*.sh tests/test_*.py))
 FUZZERS := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/fuzz_*.c)))
-BENCHES := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/bench_*.c)))
 SUPPORT := $(patsubst %.c,$(B)/%.o,$(wildcard tests/support*.c))
 
 all: $(B)/lorad ## build build/lorad (default)
@@ -114,19 +113,16 @@ install: all ## copy the program to $(PREFIX)/bin (DESTDIR works)
 $(B)/tests/test_%: $(B)/tests/test_%.o $(SUPPORT) $(B)/lorad.a
 	$(CC) -o $@ $^ -lcmocka $(LIBS)
 
-$(B)/tests/bench_%: $(B)/tests/bench_%.o $(SUPPORT) $(B)/lorad.a
-	$(CC) -o $@ $^ -lcmocka $(LIBS)
-
 ifndef SYSROOT
-$(TESTS:%=%.o) $(BENCHES:%=%.o) $(SUPPORT): | test-deps
+$(TESTS:%=%.o) $(SUPPORT): | test-deps
 endif
 
 test: test-deps all $(if $(T),$(filter %/test_$(T),$(TESTS)),$(TESTS)) ## build and run every test (T=nf4 for one)
 	@LORAD=$(B)/lorad sh tools/test.sh $(B) $(if $(T),$(wildcard $(B)/tests/test_$(T) tests/test_$(T).sh tests/test_$(T).py),$(TESTS) $(SCRIPTS))
 
-bench: test-deps all $(BENCHES) ## measure kernels and layers on this machine
-	@set -e; for b in $(BENCHES); do $$b; done
-	@LORAD=$(B)/lorad python3 tests/bench_serving.py
+bench: all ## measure this machine and the program, beside PyTorch if it is there; ARGS='decode mixed' for parts
+	@python3 tools/bench.py $(B) $(ARGS)
+	@$(if $(ARGS),:,LORAD=$(B)/lorad python3 tests/bench_serving.py)
 
 asan: ## run the C tests under AddressSanitizer and UBSan
 	$(MAKE) test B=build/asan OPT='-O1 -g -fno-omit-frame-pointer' \

@@ -101,7 +101,7 @@ void bench_out_begin(struct bench *b, const json_t *machine)
            json_string_value(json_object_get(machine, "compiler")),
            json_string_value(json_object_get(machine, "openblas")),
            json_string_value(json_object_get(machine, "load")));
-    printf("%-32s %9s %-9s %5s  %-26s %7s  %s\n", "row", "value", "unit", "+-", "reference", "ratio",
+    printf("%-38s %9s %-9s %5s  %-26s %7s  %s\n", "row", "value", "unit", "+-", "reference", "ratio",
            "target");
     fflush(stdout);
 }
@@ -123,7 +123,7 @@ static void print_row(const json_t *row, const struct bench_target *t)
                  json_string_value(json_object_get(reference, "name")));
         snprintf(right, sizeof right, "%s", number(json_number_value(json_object_get(row, "ratio")), ratio));
     }
-    printf("%-32s %9s %-9s %4.1f%%  %-26s %7s", json_string_value(json_object_get(row, "id")),
+    printf("%-38s %9s %-9s %4.1f%%  %-26s %7s", json_string_value(json_object_get(row, "id")),
            number(json_number_value(json_object_get(row, "value")), value),
            json_string_value(json_object_get(row, "unit")),
            100 * json_real_value(json_object_get(row, "spread")), left, right);
@@ -238,7 +238,7 @@ void bench_skip(struct bench *b, const char *id, const char *fmt, ...)
     json_array_append_new(b->rows->skipped,
                           json_pack("{s:s, s:s, s:s}", "id", id, "part", b->part, "why", why));
     if (b->rows->print)
-        printf("%-32s not measured: %s\n", id, why);
+        printf("%-38s not measured: %s\n", id, why);
 }
 
 /* --- the end ----------------------------------------------------------------------------------- */

@@ -10,5 +10,6 @@ const struct bench_part *const bench_parts[] = {
     &bench_train,
     &bench_load,
     &bench_quality,
+    &bench_tokenizer,
     NULL,
 };

@@ -12,6 +12,7 @@ extern const struct bench_part bench_prompt; /* bench_decode.c */
 extern const struct bench_part bench_mixed;  /* bench_mixed.c */
 extern const struct bench_part bench_train;  /* bench_train.c */
 extern const struct bench_part bench_quality; /* bench_quality.c */
+extern const struct bench_part bench_tokenizer; /* bench_tokenizer.c */
 extern const struct bench_part bench_load;   /* bench_load.c */
 
 /* --- shared between parts ---------------------------------------------------------------------- */

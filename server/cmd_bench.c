@@ -31,7 +31,7 @@ static const struct bench_part *find_part(const char *name)
     return NULL;
 }
 
-static int list(void)
+static void print_list(void)
 {
     printf("parts:\n");
     for (int i = 0; bench_parts[i] != NULL; i++)
@@ -46,6 +46,42 @@ static int list(void)
     for (const struct bench_target *t = bench_targets; t->id != NULL; t++)
         if (t->peer_of != NULL)
             printf("  %-28s %s\n", t->id, t->what);
+}
+
+/* The same for programs. */
+static int print_list_json(void)
+{
+    json_t *parts = json_array(), *shapes = json_array(), *targets = json_array();
+    for (int i = 0; bench_parts[i] != NULL; i++)
+        json_array_append_new(parts, json_pack("{s:s, s:s}", "name", bench_parts[i]->name, "about",
+                                               bench_parts[i]->about));
+    for (int i = 0; synthetic_nth(i) != NULL; i++) {
+        const struct synthetic_shape *s = synthetic_nth(i);
+        json_array_append_new(shapes, json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "name", s->name,
+                                                "L", s->L, "D", s->D, "H", s->H, "G", s->G, "hd", s->hd, "F",
+                                                s->F, "V", s->V));
+    }
+    for (const struct bench_target *t = bench_targets; t->id != NULL; t++)
+        json_array_append_new(targets, json_pack("{s:s, s:s, s:s, s:f, s:b, s:b, s:b}", "id", t->id, "part",
+                                                 t->part, "what", t->what, "target", t->bound, "at_most",
+                                                 t->at_most, "of_ratio", t->of_ratio, "peer",
+                                                 t->peer_of != NULL));
+    json_t *all = json_pack("{s:o, s:o, s:o}", "parts", parts, "shapes", shapes, "targets", targets);
+    const int failed = all == NULL || json_dumpf(all, stdout, JSON_INDENT(1)) != 0;
+    json_decref(all);
+    putchar('\n');
+    return failed ? fail(1, "the list cannot be written") : 0;
+}
+
+static int list(const struct opts *o)
+{
+    const char *json = opt_str(o, "json");
+    if (json != NULL && strcmp(json, "-") != 0)
+        return fail(2, "--list goes to standard output: --json -");
+    if (json == NULL)
+        print_list();
+    else if (print_list_json() != 0)
+        return 1;
     return output_done();
 }
 
@@ -192,7 +228,7 @@ int cmd_bench(int argc, char **argv)
     bool *wanted = calloc((size_t)nparts, sizeof *wanted);
     b.rows = bench_rows_new();
     if (opt_flag(o, "list"))
-        code = list();
+        code = list(o);
     else
         code = wanted != NULL && b.rows != NULL ? run(o, &b, wanted) : fail(1, "out of memory");
     bench_rows_free(b.rows);

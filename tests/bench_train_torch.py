@@ -1,4 +1,4 @@
-"""One LoRA step by PyTorch in fp32 on the CPU, same shapes as bench_train.c: what people would run.
+"""One LoRA step by PyTorch in fp32 on the CPU, same shapes as `lorad bench train`: what people would run.
 
     bench_train_torch.py L D H G HD F V TOKENS THREADS
 
