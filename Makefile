@@ -122,7 +122,6 @@ test: test-deps all $(if $(T),$(filter %/test_$(T),$(TESTS)),$(TESTS)) ## build 
 
 bench: all ## measure this machine and the program, beside PyTorch if it is there; ARGS='decode mixed' for parts
 	@python3 tools/bench.py $(B) $(ARGS)
-	@$(if $(ARGS),:,LORAD=$(B)/lorad python3 tests/bench_serving.py)
 
 asan: ## run the C tests under AddressSanitizer and UBSan
 	$(MAKE) test B=build/asan OPT='-O1 -g -fno-omit-frame-pointer' \

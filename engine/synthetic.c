@@ -4,6 +4,7 @@
 #include "engine/mem.h"
 #include "engine/nf4.h"
 #include "engine/num.h"
+#include "engine/util.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -169,6 +170,8 @@ int synthetic_base(const struct synthetic_shape *s, struct base **ret, struct er
         return err_nomem(err);
     int rc = arch_of(s, &b->arch, err);
     b->name = strdup(s->name);
+    sha256_of(s->name, strlen(s->name), b->hash);
+    hex32(b->hash, b->hash_hex);
     b->own = m.pieces = calloc(m.cap, sizeof *m.pieces);
     b->layers = calloc((size_t)s->L, sizeof *b->layers);
     if (rc != ERR_OK || b->name == NULL || b->own == NULL || b->layers == NULL) {

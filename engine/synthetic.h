@@ -17,10 +17,11 @@ const struct synthetic_shape *synthetic_find(const char *name);
 const struct synthetic_shape *synthetic_nth(int i); /* NULL past the last */
 /* Bytes of such a base in memory. */
 size_t synthetic_bytes(const struct synthetic_shape *s);
-/* A Llama of that shape: NF4 with fp16 scales, bf16 embedding, 8-bit head. */
+/* A Llama of that shape: NF4 with fp16 scales, bf16 embedding, 8-bit head.  Its hash is made from the
+ * name. */
 int synthetic_base(const struct synthetic_shape *s, struct base **ret, struct err *err);
 void synthetic_free(struct base *b); /* NULL is fine */
-/* The base as a file that base_load() reads, named after its shape, its hash made from the name.
+/* The base as a file that base_load() reads, named after its shape.
  * `tokenizer_json` goes into it, NULL: it has none. */
 int synthetic_save(const struct base *b, const char *tokenizer_json, const char *path, struct err *err);
 

@@ -81,18 +81,15 @@ static int put_weight(struct saver *s, const struct weight *w, struct err *err)
 
 static int put_meta(struct saver *s, const char *tokenizer, struct err *err)
 {
-    uint8_t hash[32];
-    char hex[65], *arch = arch_to_json(&s->b->arch);
+    char *arch = arch_to_json(&s->b->arch);
     if (arch == NULL)
         return err_nomem(err);
-    sha256_of(s->b->name, strlen(s->b->name), hash);
-    hex32(hash, hex);
     const struct {
         const char *key, *value;
     } meta[] = {
         { "lorad.format", BASE_FORMAT }, { "lorad.arch", arch }, { "lorad.name", s->b->name },
         { "lorad.type", "nf4" }, { "lorad.head", "8bit" }, { "lorad.embed", "bf16" },
-        { "lorad.hash", hex }, { "lorad.tokenizer", tokenizer },
+        { "lorad.hash", s->b->hash_hex }, { "lorad.tokenizer", tokenizer },
     };
     int rc = ERR_OK;
     for (size_t i = 0; i < sizeof meta / sizeof meta[0] && rc == ERR_OK; i++)

@@ -11,5 +11,9 @@ const struct bench_part *const bench_parts[] = {
     &bench_load,
     &bench_quality,
     &bench_tokenizer,
+    &bench_http,
+    &bench_cold,
+    &bench_registry,
+    &bench_rotation,
     NULL,
 };

@@ -14,6 +14,10 @@ extern const struct bench_part bench_train;  /* bench_train.c */
 extern const struct bench_part bench_quality; /* bench_quality.c */
 extern const struct bench_part bench_tokenizer; /* bench_tokenizer.c */
 extern const struct bench_part bench_load;   /* bench_load.c */
+extern const struct bench_part bench_http;   /* bench_http.c */
+extern const struct bench_part bench_cold;   /* bench_cold.c */
+extern const struct bench_part bench_registry; /* bench_registry.c */
+extern const struct bench_part bench_rotation; /* bench_rotation.c */
 
 /* --- shared between parts ---------------------------------------------------------------------- */
 /* A new folder below TMPDIR or /tmp; the caller removes it. */

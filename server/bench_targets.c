@@ -49,7 +49,7 @@ const struct bench_target bench_targets[] = {
       "fine-tuning step, 1.1B: times PyTorch on the CPU" },
     { "train.1.1b.memory.pytorch", "train", "train.1.1b.memory", true, true, 0.25,
       "fine-tuning, 1.1B: share of PyTorch's memory" },
-    { "serving.job", "serving", NULL, true, false, 0.85,
+    { "serving.job", "http", NULL, true, false, 0.85,
       "serving while a job trains: share of serving alone" },
     { "quality.exact", "quality", NULL, false, true, 0.1,
       "perplexity of exact, distance from fp32 on the same NF4 weights, %" },

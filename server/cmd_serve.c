@@ -6,6 +6,7 @@
 #include "api/api.h"
 #include "engine/mem.h"
 #include "engine/util.h"
+#include "server/adapter_loader.h"
 #include "server/cmd.h"
 #include "server/http.h"
 #include "server/job_runner.h"
@@ -72,11 +73,7 @@ struct server {
     struct compute compute;
     struct tokenizer *tokenizer;
     struct chat_template *chat;
-    struct loader {
-        const char *db_path;
-        const struct base *base;
-        struct store *st;     /* of the cache's loader thread */
-    } loader;
+    struct adapter_loader loader;
     struct adapter_cache *adapters;
     struct sched *sched;
     struct job_runner *jobs;
@@ -93,20 +90,6 @@ struct server {
     bool keys;
     double drain_seconds;
 };
-
-/* The cache asks for a version that is not in memory. */
-static int load_adapter(void *ud, int64_t version_id, struct adapter **ret, struct err *err)
-{
-    struct loader *l = ud;
-    struct adapter_src *src = NULL;
-    int rc = l->st ? ERR_OK : store_open(l->db_path, &l->st, err);
-    if (rc == ERR_OK)
-        rc = store_version_load_for(l->st, version_id, l->base, &src, err);
-    if (rc == ERR_OK)
-        rc = adapter_build(&l->base->arch, src, version_id, ret, err);
-    adapter_src_free(src);
-    return rc;
-}
 
 static bool int_opt(const struct opts *o, const char *name, int64_t lo, int64_t hi, int *ret)
 {
@@ -240,8 +223,8 @@ static int load_base(struct server *s, const char *path, bool use_mmap, size_t m
 
 static int start_engine(struct server *s, struct err *err)
 {
-    s->loader = (struct loader){ .db_path = s->db_path, .base = s->base };
-    int rc = adapter_cache_create(s->plan.adapters, load_adapter, &s->loader, &s->adapters, err);
+    s->loader = (struct adapter_loader){ .db_path = s->db_path, .base = s->base };
+    int rc = adapter_cache_create(s->plan.adapters, adapter_loader_load, &s->loader, &s->adapters, err);
     s->so.adapters = s->adapters;
     s->so.kv_bytes = s->plan.kv;
     if (rc == ERR_OK)
@@ -322,7 +305,7 @@ static void stop(struct server *s)
         sched_destroy(s->sched);
     if (s->adapters != NULL)
         adapter_cache_destroy(s->adapters);
-    store_close(s->loader.st);
+    adapter_loader_close(&s->loader);
     api_destroy(s->api);
     chat_template_free(s->chat);
     tokenizer_free(s->tokenizer);

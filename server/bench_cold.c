@@ -1,0 +1,284 @@
+/* bench_cold.c - the part `cold`: the first token of a request whose adapter lies in the database only,
+ * against the same adapter in memory; and what its coming does to sequences that run meanwhile.
+ *
+ * The adapters have rank 16 on every linear layer and are asked for in turn through a cache that holds
+ * fewer, so that each comes back when it has gone.  Each is asked for twice: cold, then warm. */
+#include "server/bench_parts.h"
+
+#include "server/bench_stage.h"
+
+#include "engine/util.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { RANK = 16, RUNNING = 4, ADAPTERS = 16, CACHE = 8, PAIRS = 6, PROMPT = 1, PAIRS_MAX = 64 };
+
+struct span_of_time {
+    double from, to;
+    bool cold;
+};
+
+struct cold {
+    int port, tokens;        /* of the running sequences */
+    int next;                /* adapter to ask for, above those of the running sequences */
+    uint64_t seed;
+    double warm, added;      /* of the round: means over its pairs */
+    struct stage_samples first, again; /* cold and warm requests while others run */
+    /* the running sequences of a round, and what was asked for beside them */
+    struct stage_client running[RUNNING];
+    struct stage_name names[RUNNING];
+    atomic_bool ended;
+    int rc;
+    struct err err;
+    struct span_of_time spans[2 * PAIRS_MAX];
+    int nspans;
+    double gap, warm_gap;    /* of the round */
+};
+
+/* One token from one adapter: seconds until it came. */
+static int ask(struct cold *k, int adapter, struct span_of_time *ret, struct err *err)
+{
+    const struct stage_name name = stage_name(adapter);
+    struct stage_client c = { .model = name.s, .prompt_tokens = PROMPT, .max_tokens = 1 };
+    int rc = stage_clients(k->port, &c, 1, ++k->seed, err);
+    if (rc != ERR_OK)
+        return rc;
+    *ret = (struct span_of_time){ .from = c.sent, .to = c.at[0] };
+    stage_clients_free(&c, 1);
+    return ERR_OK;
+}
+
+/* The next adapter cold, then warm. */
+static int ask_pair(struct cold *k, struct span_of_time ret[2], struct err *err)
+{
+    const int adapter = RUNNING + k->next++ % (ADAPTERS - RUNNING);
+    int rc = ask(k, adapter, &ret[0], err);
+    if (rc == ERR_OK)
+        rc = ask(k, adapter, &ret[1], err);
+    ret[0].cold = true;
+    return rc;
+}
+
+/* --- nothing else runs ---------------------------------------------------------------------------- */
+
+static int measure_idle(void *arg, double *ret, struct err *err)
+{
+    struct cold *k = arg;
+    double cold = 0, warm = 0;
+    for (int i = 0; i < PAIRS; i++) {
+        struct span_of_time s[2];
+        const int rc = ask_pair(k, s, err);
+        if (rc != ERR_OK)
+            return rc;
+        cold += s[0].to - s[0].from;
+        warm += s[1].to - s[1].from;
+    }
+    k->warm = 1e3 * warm / PAIRS;
+    k->added = 1e3 * (cold - warm) / PAIRS;
+    *ret = 1e3 * cold / PAIRS;
+    return ERR_OK;
+}
+
+static int measure_warm(void *arg, double *ret, struct err *err)
+{
+    (void)err;
+    *ret = ((struct cold *)arg)->warm;
+    return ERR_OK;
+}
+
+static int measure_added(void *arg, double *ret, struct err *err)
+{
+    *ret = ((struct cold *)arg)->added;
+    return *ret > 0 ? ERR_OK : err_set(err, ERR_INTERNAL, "cold requests were not slower than warm ones");
+}
+
+/* --- beside running sequences --------------------------------------------------------------------- */
+
+static void *run_streams(void *arg)
+{
+    struct cold *k = arg;
+    k->rc = stage_clients(k->port, k->running, RUNNING, 1000000 + k->seed, &k->err);
+    atomic_store(&k->ended, true);
+    return NULL;
+}
+
+/* Pairs until the running sequences end; some steps between two requests. */
+static int ask_beside(struct cold *k, struct err *err)
+{
+    int rc = ERR_OK;
+    for (int i = 0; !atomic_load(&k->ended) && rc == ERR_OK; i++) {
+        struct span_of_time s[2];
+        nanosleep(&(struct timespec){ .tv_nsec = 150 * 1000 * 1000 }, NULL);
+        rc = ask_pair(k, s, err);
+        for (int j = 0; j < 2 && rc == ERR_OK && k->nspans < 2 * PAIRS_MAX; j++)
+            k->spans[k->nspans++] = s[j];
+    }
+    return rc;
+}
+
+/* What was asked for between two tokens; NULL: nothing. */
+static const struct span_of_time *meanwhile(const struct cold *k, double from, double to)
+{
+    const struct span_of_time *found = NULL;
+    for (int i = 0; i < k->nspans; i++)
+        if (k->spans[i].from < to && k->spans[i].to > from && (found == NULL || k->spans[i].cold))
+            found = &k->spans[i];
+    return found;
+}
+
+/* Gaps between the tokens of a running sequence: the median one while nothing comes, and the longest
+ * while something comes. */
+static int look_at_gaps(struct cold *k, double *ret_longest, struct err *err)
+{
+    struct stage_samples quiet = { 0 };
+    const struct stage_client *c = &k->running[0];
+    double longest[2] = { 0, 0 };
+    int rc = ERR_OK;
+    for (int i = 1; i < c->events && rc == ERR_OK; i++) {
+        const double gap = c->at[i] - c->at[i - 1];
+        const struct span_of_time *s = meanwhile(k, c->at[i - 1], c->at[i]);
+        if (s == NULL)
+            rc = stage_sample(&quiet, gap, err);
+        else if (gap > longest[s->cold])
+            longest[s->cold] = gap;
+    }
+    for (int i = 0; i < k->nspans && rc == ERR_OK; i++)
+        rc = stage_sample(k->spans[i].cold ? &k->first : &k->again, k->spans[i].to - k->spans[i].from, err);
+    k->gap = 1e3 * stage_percentile(&quiet, 50);
+    k->warm_gap = 1e3 * longest[false];
+    *ret_longest = 1e3 * longest[true];
+    stage_samples_free(&quiet);
+    if (rc == ERR_OK && (k->gap <= 0 || *ret_longest <= 0))
+        rc = err_set(err, ERR_INTERNAL, "the running sequences ended before a cold adapter came");
+    return rc;
+}
+
+static int measure_longest(void *arg, double *ret, struct err *err)
+{
+    struct cold *k = arg;
+    pthread_t thread;
+    for (int i = 0; i < RUNNING; i++) {
+        k->names[i] = stage_name(i);
+        k->running[i] = (struct stage_client){ .model = k->names[i].s, .prompt_tokens = PROMPT,
+                                               .max_tokens = k->tokens };
+    }
+    k->nspans = 0;
+    atomic_store(&k->ended, false);
+    k->err = (struct err){ 0 };
+    if (pthread_create(&thread, NULL, run_streams, k) != 0)
+        return err_set(err, ERR_NOMEM, "no thread for the running sequences");
+    int rc = ask_beside(k, err);
+    pthread_join(thread, NULL);
+    if (k->rc != ERR_OK) {
+        *err = k->err;
+        return k->rc;
+    }
+    if (rc == ERR_OK)
+        rc = look_at_gaps(k, ret, err);
+    stage_clients_free(k->running, RUNNING);
+    return rc;
+}
+
+static int measure_gap(void *arg, double *ret, struct err *err)
+{
+    (void)err;
+    *ret = ((struct cold *)arg)->gap;
+    return ERR_OK;
+}
+
+static int measure_warm_gap(void *arg, double *ret, struct err *err)
+{
+    const struct cold *k = arg;
+    (void)err;
+    *ret = k->warm_gap > 0 ? k->warm_gap : k->gap;
+    return ERR_OK;
+}
+
+/* --- the part --------------------------------------------------------------------------------------- */
+
+static int measure(struct bench *b, const struct stage_server *v, const char *shape, struct err *err)
+{
+    static struct cold k;
+    k = (struct cold){ .port = v->port, .tokens = b->quick ? 60 : 200, .seed = (uint64_t)v->pid << 16 };
+    struct bench_series s[] = {
+        { .name = "ms cold", .unit = "ms", .measure = measure_idle, .arg = &k },
+        { .name = "ms warm", .unit = "ms", .measure = measure_warm, .arg = &k },
+        { .name = "ms added", .unit = "ms", .measure = measure_added, .arg = &k },
+        { .name = "ms longest", .unit = "ms", .measure = measure_longest, .arg = &k },
+        { .name = "ms median", .unit = "ms", .measure = measure_gap, .arg = &k },
+        { .name = "ms warm", .unit = "ms", .measure = measure_warm_gap, .arg = &k },
+    };
+    int rc = bench_measure(b, s, 6, err);
+    if (rc == ERR_OK)
+        rc = bench_row(b, &s[0], &s[1], 1, err, "cold.%s.first", shape);
+    if (rc == ERR_OK)
+        rc = bench_row(b, &s[2], NULL, 1, err, "cold.%s.latency", shape);
+    if (rc == ERR_OK)
+        rc = bench_row(b, &s[3], &s[4], 1, err, "cold.%s.stall", shape);
+    if (rc == ERR_OK)
+        rc = bench_row(b, &s[5], &s[4], 1, err, "cold.%s.stall.warm", shape);
+    if (rc == ERR_OK)
+        rc = bench_number(b, 1e3 * stage_percentile(&k.first, 50), "ms", err, "cold.%s.busy.first", shape);
+    if (rc == ERR_OK)
+        rc = bench_number(b, 1e3 * stage_percentile(&k.again, 50), "ms", err, "cold.%s.busy.first.warm",
+                          shape);
+    stage_samples_free(&k.first);
+    stage_samples_free(&k.again);
+    return rc;
+}
+
+static int run_shape(struct bench *b, const struct stage *st, const struct synthetic_shape *shape,
+                     struct err *err)
+{
+    const struct stage_path base = stage_path(st, "cold.base"), db = stage_path(st, "cold.db");
+    struct adapter_src *one = NULL;
+    struct stage_server v = { 0 };
+    struct base *made = NULL;
+    char cache[32];
+    int rc = stage_base(shape, base.s, &made, err);
+    if (rc == ERR_OK)
+        rc = stage_adapter(&made->arch, STAGE_ALL, RANK, 0, &one, err);
+    if (rc == ERR_OK) {
+        const size_t bytes = adapter_build_bytes(&made->arch, one);
+        snprintf(cache, sizeof cache, "%zu", CACHE * bytes);
+        rc = bench_number(b, (double)one->bytes / 1e6, "MB", err, "cold.%s.size", shape->name);
+        adapter_src_free(one);
+    }
+    if (rc == ERR_OK)
+        rc = stage_fill(made, db.s, STAGE_ALL, RANK, 0, ADAPTERS, err);
+    synthetic_free(made);
+    const char *more[] = { "--adapter-cache", cache, "--kv", "256M", "--jobs", "off", NULL };
+    if (rc == ERR_OK)
+        rc = stage_serve(b, st, base.s, db.s, more, &v, err);
+    if (rc == ERR_OK)
+        rc = measure(b, &v, shape->name, err);
+    stage_serve_end(b, &v);
+    stage_remove_db(db.s);
+    unlink(base.s);
+    return rc;
+}
+
+static int run(struct bench *b, struct err *err)
+{
+    struct stage st;
+    int rc = stage_open(&st, err);
+    if (rc != ERR_OK)
+        return rc;
+    for (int i = 0; i < b->nshapes && rc == ERR_OK; i++) {
+        const struct synthetic_shape *s = synthetic_find(b->shapes[i]);
+        char id[BENCH_ID_MAX];
+        snprintf(id, sizeof id, "cold.%s", s->name);
+        if (stage_room(b, &st, id, 3 * synthetic_bytes(s), 3 * synthetic_bytes(s) + ((size_t)1 << 30)))
+            rc = run_shape(b, &st, s, err);
+    }
+    stage_close(&st);
+    return rc;
+}
+
+const struct bench_part bench_cold = { "cold", "adapters that come from the database", run };

@@ -1,0 +1,308 @@
+/* bench_http.c - the part `http`: streaming clients of a real server, without adapters, all on one, each
+ * on its own; and the same beside a fine-tuning job.
+ *
+ * In a round all clients of a case send a request at once and read to the end.  Tokens per second are all
+ * tokens over the time from the first request to the last token.  The time to the first token counts from
+ * each client's request.  The time between tokens is looked at where it is steady: from when every client
+ * has its first token to when the first of them is done.  Prompts differ, so nothing comes from the
+ * prefix cache. */
+#include "server/bench_parts.h"
+
+#include "server/bench_stage.h"
+
+#include "engine/util.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { CLIENTS_MAX = 16, RANK = 16, PROMPT = 32, JOB_CLIENTS = 8 };
+enum mode { NONE, SHARED, OWN, MODES };
+static const char *const mode_names[MODES] = { ".none", ".shared", "" };
+static const int client_counts[] = { 1, 8, 16 };
+enum { COUNTS = sizeof client_counts / sizeof client_counts[0] };
+
+struct http_case {
+    const char *base;        /* its name, for NONE */
+    int port, clients, tokens;
+    enum mode mode;
+    uint64_t *seed;          /* of the next round */
+    bool warm;               /* it was measured once: from now on it counts */
+    struct stage_samples first, gap;
+};
+
+/* --- a round ------------------------------------------------------------------------------------ */
+
+static int keep_times(struct http_case *h, const struct stage_client *c, struct err *err)
+{
+    double from = 0, to = 1e300;
+    int rc = ERR_OK;
+    for (int i = 0; i < h->clients; i++) {
+        from = c[i].at[0] > from ? c[i].at[0] : from;
+        to = c[i].at[c[i].events - 1] < to ? c[i].at[c[i].events - 1] : to;
+    }
+    for (int i = 0; i < h->clients && rc == ERR_OK; i++) {
+        rc = stage_sample(&h->first, c[i].at[0] - c[i].sent, err);
+        for (int k = 1; k < c[i].events && rc == ERR_OK; k++)
+            if (c[i].at[k - 1] >= from && c[i].at[k] <= to)
+                rc = stage_sample(&h->gap, c[i].at[k] - c[i].at[k - 1], err);
+    }
+    return rc;
+}
+
+static int measure_case(void *arg, double *ret, struct err *err)
+{
+    struct http_case *h = arg;
+    struct stage_client c[CLIENTS_MAX];
+    struct stage_name names[CLIENTS_MAX];
+    for (int i = 0; i < h->clients; i++) {
+        names[i] = stage_name(h->mode == SHARED ? 0 : i);
+        c[i] = (struct stage_client){ .model = h->mode == NONE ? h->base : names[i].s,
+                                      .prompt_tokens = PROMPT, .max_tokens = h->tokens };
+    }
+    int rc = stage_clients(h->port, c, h->clients, ++*h->seed, err);
+    if (rc != ERR_OK)
+        return rc;
+    double end = 0;
+    for (int i = 0; i < h->clients; i++)
+        end = c[i].at[c[i].events - 1] > end ? c[i].at[c[i].events - 1] : end;
+    *ret = h->clients * h->tokens / (end - c[0].sent);
+    rc = h->warm ? keep_times(h, c, err) : ERR_OK;
+    h->warm = true;
+    stage_clients_free(c, h->clients);
+    return rc;
+}
+
+/* --- rows --------------------------------------------------------------------------------------- */
+
+/* p50, p95 and (n 3) p99 in milliseconds. */
+static int put_percentiles(struct bench *b, struct stage_samples *s, int n, const char *id, const char *what,
+                           struct err *err)
+{
+    static const int percent[] = { 50, 95, 99 };
+    int rc = ERR_OK;
+    for (int i = 0; i < n && rc == ERR_OK; i++)
+        rc = bench_number(b, 1e3 * stage_percentile(s, percent[i]), "ms", err, "%s.%s.p%d", id, what,
+                          percent[i]);
+    return rc;
+}
+
+static int put_case(struct bench *b, struct http_case *h, const struct bench_series *s,
+                    const struct bench_series *none, const char *shape, struct err *err)
+{
+    const int n = h->mode == OWN ? 3 : 2;
+    char id[BENCH_ID_MAX];
+    snprintf(id, sizeof id, "http.%s.c%d%s", shape, h->clients, mode_names[h->mode]);
+    int rc = bench_row(b, s, h->mode == NONE ? NULL : none, 1, err, "%s", id);
+    if (rc == ERR_OK)
+        rc = put_percentiles(b, &h->first, n, id, "first", err);
+    if (rc == ERR_OK && h->gap.n > 0)
+        rc = put_percentiles(b, &h->gap, n, id, "gap", err);
+    const double p50 = stage_percentile(&h->gap, 50);
+    if (rc == ERR_OK && p50 > 0)
+        rc = bench_number(b, stage_percentile(&h->gap, 95) / p50, "x", err, "%s.steady", id);
+    return rc;
+}
+
+static int measure_clients(struct bench *b, const struct stage_server *v, const char *shape, int tokens,
+                           struct err *err)
+{
+    static struct http_case cases[COUNTS][MODES];
+    struct bench_series s[COUNTS][MODES];
+    const int ncounts = b->quick ? 2 : COUNTS;
+    uint64_t seed = (uint64_t)v->pid << 16;
+    for (int i = 0; i < ncounts; i++)
+        for (int m = 0; m < MODES; m++) {
+            cases[i][m] = (struct http_case){ .base = shape, .port = v->port, .clients = client_counts[i],
+                                              .tokens = tokens, .mode = (enum mode)m, .seed = &seed };
+            s[i][m] = (struct bench_series){ .name = m == NONE ? "no adapter" : "adapters",
+                                             .unit = "tokens/s", .measure = measure_case,
+                                             .arg = &cases[i][m] };
+        }
+    int rc = bench_measure(b, &s[0][0], ncounts * MODES, err);
+    for (int i = 0; i < ncounts; i++)
+        for (int m = 0; m < MODES; m++) {
+            if (rc == ERR_OK)
+                rc = put_case(b, &cases[i][m], &s[i][m], &s[i][NONE], shape, err);
+            stage_samples_free(&cases[i][m].first);
+            stage_samples_free(&cases[i][m].gap);
+        }
+    return rc;
+}
+
+/* --- beside a job --------------------------------------------------------------------------------- */
+
+struct job {
+    int port;
+    char id[STORE_ID_MAX + 1];
+    bool running;            /* whether it is to run */
+    struct http_case load;
+};
+
+/* A member of a JSON answer as a string; false: it has none. */
+static bool string_in(const char *json, const char *object, const char *key, char *ret, size_t cap)
+{
+    json_t *j = json_loads(json, 0, NULL);
+    const json_t *o = object != NULL ? json_object_get(j, object) : j;
+    const char *s = json_string_value(json_object_get(o, key));
+    const bool found = s != NULL && strlen(s) < cap;
+    if (found)
+        snprintf(ret, cap, "%s", s);
+    json_decref(j);
+    return found;
+}
+
+static int ask_string(int port, const char *method, const char *path, const char *type, const char *body,
+                      const char *object, const char *key, char *ret, size_t cap, struct err *err)
+{
+    char *answer = NULL;
+    int rc = stage_ask(port, method, path, type, body, NULL, &answer, err);
+    if (rc == ERR_OK && !string_in(answer, object, key, ret, cap))
+        rc = err_set(err, ERR_IO, "%s %s: there is no %s in the answer", method, path, key);
+    free(answer);
+    return rc;
+}
+
+/* Pause or resume it, and wait until it is so. */
+static int turn(struct job *j, bool run, struct err *err)
+{
+    char path[128], status[32];
+    if (j->running != run) {
+        snprintf(path, sizeof path, "/v1/fine_tuning/jobs/%s/%s", j->id, run ? "resume" : "pause");
+        int rc = ask_string(j->port, "POST", path, "application/json", "", NULL, "id", status,
+                            sizeof status, err);
+        if (rc != ERR_OK)
+            return rc;
+        j->running = run;
+    }
+    snprintf(path, sizeof path, "/v1/fine_tuning/jobs/%s", j->id);
+    for (int i = 0; i < 600; i++) {
+        int rc = ask_string(j->port, "GET", path, NULL, NULL, "lorad", "status", status, sizeof status,
+                            err);
+        if (rc != ERR_OK || strcmp(status, run ? "running" : "paused") == 0)
+            return rc;
+        nanosleep(&(struct timespec){ .tv_nsec = 50 * 1000 * 1000 }, NULL);
+    }
+    return err_set(err, ERR_IO, "the job does not get %s: it is %s", run ? "going" : "to a stop", status);
+}
+
+static int measure_beside(void *arg, double *ret, struct err *err)
+{
+    struct job *j = arg;
+    const int rc = turn(j, true, err);
+    return rc == ERR_OK ? measure_case(&j->load, ret, err) : rc;
+}
+
+static int measure_alone(void *arg, double *ret, struct err *err)
+{
+    struct job *j = arg;
+    const int rc = turn(j, false, err);
+    return rc == ERR_OK ? measure_case(&j->load, ret, err) : rc;
+}
+
+/* Lines of words, as a form with the file. */
+static int put_file(int port, char *ret_id, size_t cap, struct err *err)
+{
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    int rc = buf_puts(&b, "--lorad\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n"
+                      "--lorad\r\nContent-Disposition: form-data; name=\"file\"; filename=\"t.jsonl\"\r\n\r\n");
+    for (int line = 0; line < 64 && rc == ERR_OK; line++) {
+        rc = buf_puts(&b, "{\"text\": \"");
+        for (int k = 0; k < 40 && rc == ERR_OK; k++)
+            rc = buf_printf(&b, "%cw%d", k > 0 ? ' ' : 'A', (line * 7 + k) % 97);
+        if (rc == ERR_OK)
+            rc = buf_puts(&b, "\"}\n");
+    }
+    if (rc == ERR_OK)
+        rc = buf_puts(&b, "\r\n--lorad--\r\n");
+    rc = rc == ERR_OK ? ask_string(port, "POST", "/v1/files", "multipart/form-data; boundary=lorad", b.data,
+                                   NULL, "id", ret_id, cap, err)
+                      : err_nomem(err);
+    buf_free(&b);
+    return rc;
+}
+
+static int start_job(struct job *j, const char *shape, struct err *err)
+{
+    char file[STORE_ID_MAX + 1], body[512];
+    int rc = put_file(j->port, file, sizeof file, err);
+    if (rc != ERR_OK)
+        return rc;
+    snprintf(body, sizeof body,
+             "{\"model\": \"%s\", \"training_file\": \"%s\", \"method\": {\"type\": \"lora\", \"lora\": "
+             "{\"max_steps\": 100000, \"checkpoint_every\": 100000, \"batch_size\": 8}}}", shape, file);
+    j->running = true;
+    return ask_string(j->port, "POST", "/v1/fine_tuning/jobs", "application/json", body, NULL, "id", j->id,
+                      sizeof j->id, err);
+}
+
+static int measure_job(struct bench *b, const struct stage_server *v, const char *shape, int tokens,
+                       struct err *err)
+{
+    static struct job j;
+    uint64_t seed = (uint64_t)v->pid << 24;
+    j = (struct job){ .port = v->port, .load = { .base = shape, .port = v->port, .clients = JOB_CLIENTS,
+                                                 .tokens = tokens, .mode = OWN, .seed = &seed } };
+    struct bench_series s[] = {
+        { .name = "with a job", .unit = "tokens/s", .measure = measure_beside, .arg = &j },
+        { .name = "alone", .unit = "tokens/s", .measure = measure_alone, .arg = &j },
+    };
+    int rc = start_job(&j, shape, err);
+    if (rc == ERR_OK)
+        rc = bench_measure(b, s, 2, err);
+    if (rc == ERR_OK)
+        rc = bench_row(b, &s[0], &s[1], 1, err, "serving.job");
+    stage_samples_free(&j.load.first);
+    stage_samples_free(&j.load.gap);
+    return rc;
+}
+
+/* --- the part -------------------------------------------------------------------------------------- */
+
+static int run_shape(struct bench *b, const struct stage *st, const struct synthetic_shape *shape,
+                     struct err *err)
+{
+    const bool large = shape->D >= 2048;
+    const int tokens = b->quick ? 32 : large ? 64 : 128;
+    struct stage_path base = stage_path(st, "http.base"), db = stage_path(st, "http.db");
+    const char *more[] = { "--adapter-cache", "1G", "--kv", "512M", NULL };
+    struct stage_server v = { 0 };
+    struct base *made = NULL;
+    int rc = stage_base(shape, base.s, &made, err);
+    if (rc == ERR_OK)
+        rc = stage_fill(made, db.s, STAGE_ALL, RANK, 0, CLIENTS_MAX, err);
+    synthetic_free(made);
+    if (rc == ERR_OK)
+        rc = stage_serve(b, st, base.s, db.s, more, &v, err);
+    if (rc == ERR_OK)
+        rc = measure_clients(b, &v, shape->name, tokens, err);
+    if (rc == ERR_OK && strcmp(shape->name, "135m") == 0)
+        rc = measure_job(b, &v, shape->name, tokens, err);
+    stage_serve_end(b, &v);
+    stage_remove_db(db.s);
+    unlink(base.s);
+    return rc;
+}
+
+static int run(struct bench *b, struct err *err)
+{
+    struct stage st;
+    int rc = stage_open(&st, err);
+    if (rc != ERR_OK)
+        return rc;
+    for (int i = 0; i < b->nshapes && rc == ERR_OK; i++) {
+        const struct synthetic_shape *s = synthetic_find(b->shapes[i]);
+        char id[BENCH_ID_MAX];
+        snprintf(id, sizeof id, "http.%s", s->name);
+        if (stage_room(b, &st, id, 3 * synthetic_bytes(s), 2 * synthetic_bytes(s) + ((size_t)2 << 30)))
+            rc = run_shape(b, &st, s, err);
+    }
+    stage_close(&st);
+    return rc;
+}
+
+const struct bench_part bench_http = { "http", "streaming clients of a real server", run };
