@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TEXT_MAX = 1 << 30 };
+enum { TEXT_MAX = 1 << 30, TEXT_PER_TOKEN = 8, HELD = 1024 };
 
 /* --- making and freeing -------------------------------------------------------------------- */
 static int copy_stops(struct gen *g, const struct gen_request *r, struct err *err)
@@ -29,6 +29,22 @@ static int copy_stops(struct gen *g, const struct gen_request *r, struct err *er
     return ERR_OK;
 }
 
+/* The log of all tokens there can be: memory that is not touched before it is used. */
+static int make_log(struct gen *g, struct err *err)
+{
+    const size_t n = (size_t)g->max_tokens + (g->echo ? (size_t)g->nprompt : 0);
+    const size_t tops = g->sample.top_logprobs > 0 ? (size_t)g->sample.top_logprobs : 0;
+    g->log = malloc(n * sizeof *g->log);
+    g->tops = malloc(n * tops * sizeof *g->tops + 1);
+    size_t text = (size_t)g->max_tokens * TEXT_PER_TOKEN;
+    text = text < TEXT_MAX ? text : TEXT_MAX;
+    if (g->log == NULL || g->tops == NULL ||
+        (g->tokenizer != NULL && (buf_reserve(&g->text, text) != ERR_OK ||
+                                  buf_reserve(&g->held, HELD) != ERR_OK)))
+        return err_nomem(err);
+    return ERR_OK;
+}
+
 static int copy_request(struct gen *g, const struct gen_request *r, struct err *err)
 {
     g->tokens = malloc(((size_t)g->nprompt + (size_t)g->max_tokens) * sizeof *g->tokens);
@@ -44,6 +60,8 @@ static int copy_request(struct gen *g, const struct gen_request *r, struct err *
     g->nadapters = r->nadapters;
     memcpy(g->adapters, r->adapters, sizeof g->adapters);
     int rc = copy_stops(g, r, err);
+    if (rc == ERR_OK)
+        rc = make_log(g, err);
     if (rc == ERR_OK && g->tokenizer != NULL)
         rc = tok_stream_open(g->tokenizer, true, true, &g->stream, err);
     return rc;
@@ -103,6 +121,7 @@ void gen_unref(struct gen *g)
     free(g->tokens);
     free(g->bias);
     free(g->log);
+    free(g->tops);
     free(g);
 }
 
@@ -173,19 +192,6 @@ static size_t certain(struct gen *g, bool last, bool *ret_stop)
     return char_boundary(&g->held, n);
 }
 
-static bool log_room(struct gen *g)
-{
-    if (g->nlog < g->cap)
-        return true;
-    size_t cap = g->cap ? 2 * g->cap : 32;
-    struct gen_token *p = realloc(g->log, cap * sizeof *p);
-    if (p == NULL)
-        return false;
-    g->log = p;
-    g->cap = cap;
-    return true;
-}
-
 /* Move n bytes from `held` to `text`.  The lock is held. */
 static bool publish(struct gen *g, size_t n)
 {
@@ -197,12 +203,27 @@ static bool publish(struct gen *g, size_t n)
     return true;
 }
 
-static struct gen_token *log_token(struct gen *g, const struct sample_result *r)
+/* There is room: tokens of the prompt and of the output are logged once each. */
+static struct log_entry *log_token(struct gen *g, const struct sample_result *r)
 {
-    struct gen_token *t = &g->log[g->nlog++];
-    *t = (struct gen_token){ .token = r->token, .logprob = r->logprob, .ntop = r->ntop };
-    memcpy(t->top, r->top, (size_t)r->ntop * sizeof *r->top);
-    return t;
+    if (r->ntop > 0) /* at most top_logprobs */
+        memcpy(g->tops + g->nlog * (size_t)g->sample.top_logprobs, r->top,
+               (size_t)r->ntop * sizeof *r->top);
+    struct log_entry *e = &g->log[g->nlog++];
+    *e = (struct log_entry){ .token = r->token, .logprob = r->logprob, .ntop = (int16_t)r->ntop };
+    return e;
+}
+
+/* Entry i as its reader sees it. */
+static void read_token(const struct gen *g, size_t i, struct gen_token *ret)
+{
+    const struct log_entry *e = &g->log[i];
+    *ret = (struct gen_token){ .token = e->token, .logprob = e->logprob, .prompt = e->prompt,
+                               .text_begin = e->text_begin, .text_end = e->text_end,
+                               .ntop = e->ntop };
+    if (e->ntop > 0)
+        memcpy(ret->top, g->tops + i * (size_t)g->sample.top_logprobs,
+               (size_t)e->ntop * sizeof *ret->top);
 }
 
 enum gen_finish gen_add(struct gen *g, const struct sample_result *r, bool end_token, bool last)
@@ -212,11 +233,11 @@ enum gen_finish gen_add(struct gen *g, const struct sample_result *r, bool end_t
     size_t n = ok ? certain(g, last, &stop) : 0;
     pthread_mutex_lock(&g->lock);
     uint32_t begin = (uint32_t)g->text.len;
-    ok = ok && log_room(g) && publish(g, n);
+    ok = ok && publish(g, n);
     if (ok) {
-        struct gen_token *t = log_token(g, r);
-        t->text_begin = begin;
-        t->text_end = (uint32_t)g->text.len;
+        struct log_entry *e = log_token(g, r);
+        e->text_begin = begin;
+        e->text_end = (uint32_t)g->text.len;
         if (++g->usage.completion_tokens == 1)
             g->usage.first_token = now_mono() - g->submitted;
         pthread_cond_broadcast(&g->changed);
@@ -229,17 +250,13 @@ enum gen_finish gen_add(struct gen *g, const struct sample_result *r, bool end_t
     return !ok ? GEN_ERROR : stop ? GEN_STOP : GEN_RUNNING;
 }
 
-bool gen_echo(struct gen *g, const struct sample_result *r)
+void gen_echo(struct gen *g, const struct sample_result *r)
 {
     pthread_mutex_lock(&g->lock);
-    bool ok = log_room(g);
-    if (ok) {
-        log_token(g, r)->prompt = true;
-        g->echoed++;
-        pthread_cond_broadcast(&g->changed);
-    }
+    log_token(g, r)->prompt = true;
+    g->echoed++;
+    pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
-    return ok;
 }
 
 void gen_started(struct gen *g, int cached)
@@ -282,16 +299,31 @@ void gen_wake(struct gen *g)
 }
 
 /* --- reading (the owner) ------------------------------------------------------------------- */
+/* Room in `text` for what there is from byte `from` on.  The lock, which the engine waits for, is open
+ * while memory is taken. */
+static bool text_room(struct gen *g, size_t from, struct buf *text)
+{
+    while (from < g->text.len && text->cap - text->len <= g->text.len - from) {
+        const size_t need = g->text.len - from;
+        pthread_mutex_unlock(&g->lock);
+        const bool ok = buf_reserve(text, need) == ERR_OK;
+        pthread_mutex_lock(&g->lock);
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
 size_t gen_read(struct gen *g, size_t from, struct gen_token *ret, size_t max, size_t text_from,
                 struct buf *text, enum gen_finish *ret_finish)
 {
     pthread_mutex_lock(&g->lock);
+    bool ok = text == NULL || text_room(g, text_from, text);
     size_t n = from < g->nlog ? g->nlog - from : 0;
     n = n < max ? n : max;
-    if (n > 0)
-        memcpy(ret, g->log + from, n * sizeof *ret);
-    bool ok = true;
-    if (text != NULL && text_from < g->text.len)
+    for (size_t i = 0; i < n; i++)
+        read_token(g, from + i, &ret[i]);
+    if (ok && text != NULL && text_from < g->text.len)
         ok = buf_add(text, g->text.data + text_from, g->text.len - text_from) == ERR_OK;
     *ret_finish = !ok ? GEN_ERROR : from + n >= g->nlog ? g->finish : GEN_RUNNING;
     pthread_mutex_unlock(&g->lock);

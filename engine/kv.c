@@ -300,6 +300,8 @@ int kv_open(struct kv_cache *c, const uint8_t seed[32], const int32_t *tokens, i
     return ERR_OK;
 }
 
+bool kv_grow(struct kv_seq *s, int len) { return seq_room(s, kv_pages_for(len)); }
+
 bool kv_reserve(struct kv_cache *c, struct kv_seq *s, int len)
 {
     int want = kv_pages_for(len), more = want - s->npages;

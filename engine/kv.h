@@ -64,6 +64,9 @@ bool kv_is_f32(const struct kv_cache *c);
  * positions that saved. */
 int kv_open(struct kv_cache *c, const uint8_t seed[32], const int32_t *tokens, int n,
             struct kv_seq *s, struct err *err);
+/* Room in the list of pages for a sequence that grows to `len`, so that kv_reserve() need not
+ * allocate.  false: out of memory. */
+bool kv_grow(struct kv_seq *s, int len);
 /* Pages for positions up to `len`.  false: none left (nothing changed); preempt somebody. */
 bool kv_reserve(struct kv_cache *c, struct kv_seq *s, int len);
 /* Positions s->len .. len-1 now hold tokens[s->len .. len) (`tokens` is the whole sequence):

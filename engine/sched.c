@@ -102,13 +102,14 @@ static enum gen_finish take_job(struct sched *s, struct gen *g, const struct job
                                 struct err *err)
 {
     if (!j->ok) {
-        err_set(err, ERR_INTERNAL, "the model's output after %d tokens is not a number",
-                j->score >= 0 ? j->score : g->ntokens);
+        err_set(err, ERR_INTERNAL, "the model's output after %d tokens is not a number", j->pos);
         return GEN_ERROR;
     }
-    enum gen_finish f = j->score < 0              ? add_token(s, g, &j->result)
-                        : gen_echo(g, &j->result) ? GEN_RUNNING
-                                                  : GEN_ERROR;
+    if (j->score) {
+        gen_echo(g, &j->result);
+        return GEN_RUNNING;
+    }
+    const enum gen_finish f = add_token(s, g, &j->result);
     if (f == GEN_ERROR)
         err_nomem(err);
     return f;
@@ -122,13 +123,19 @@ static int take_jobs(struct sched *s, struct gen *g, const struct job *jobs)
     const int n = g->nlogits;
     if (n > 0 && g->echo && g->echoed == 0) {
         const struct sample_result first = { .token = g->tokens[0] };
-        if (!gen_echo(g, &first)) {
-            err_nomem(&err);
-            f = GEN_ERROR;
-        }
+        gen_echo(g, &first);
     }
-    for (int i = 0; i < n && f == GEN_RUNNING; i++)
+    int right = 0;
+    for (int i = 0; i < n && f == GEN_RUNNING; i++) {
+        const bool good = i < g->guessed && jobs[i].result.token == g->tokens[g->ntokens];
         f = take_job(s, g, &jobs[i], &err);
+        right += good;
+        if (g->guessed > 0 && !good) /* the rest was computed on top of a wrong guess */
+            break;
+        if (good && f == GEN_RUNNING)
+            kv_commit(s->kv, &g->kv, g->tokens, g->kv.len + 1);
+    }
+    lookup_learn(s, g, right);
     if (f != GEN_RUNNING)
         sched_end(s, &s->running, g, f, f == GEN_ERROR ? &err : NULL);
     else if (n > 0)
@@ -138,10 +145,8 @@ static int take_jobs(struct sched *s, struct gen *g, const struct job *jobs)
 
 /* --- a step -------------------------------------------------------------------------------- */
 /* An order in which equal sets are neighbours; any will do. */
-static int by_lora(const void *pa, const void *pb)
+static int by_lora(const struct lora_set *a, const struct lora_set *b)
 {
-    const struct lora_set *a = &(*(struct gen *const *)pa)->lora;
-    const struct lora_set *b = &(*(struct gen *const *)pb)->lora;
     if (a->n != b->n)
         return a->n < b->n ? -1 : 1;
     for (int i = 0; i < a->n; i++) {
@@ -154,13 +159,26 @@ static int by_lora(const void *pa, const void *pb)
     return 0;
 }
 
+/* Shell sort: qsort() may allocate. */
+static void sort(struct gen **g, int n)
+{
+    for (int gap = n / 2; gap > 0; gap /= 2)
+        for (int i = gap; i < n; i++) {
+            struct gen *x = g[i];
+            int at = i;
+            for (; at >= gap && by_lora(&g[at - gap]->lora, &x->lora) > 0; at -= gap)
+                g[at] = g[at - gap];
+            g[at] = x;
+        }
+}
+
 static int gather(struct sched *s)
 {
     int n = 0;
     for (struct gen *g = s->running.first; g != NULL; g = g->next)
         if (g->rows > 0)
             s->batch[n++] = g;
-    qsort(s->batch, (size_t)n, sizeof(struct gen *), by_lora);
+    sort(s->batch, n);
     for (int i = 0; i < n; i++) {
         struct gen *g = s->batch[i];
         s->spans[i] = (struct span){ .kv = &g->kv, .pos = g->kv.len, .n = g->rows,
@@ -177,7 +195,7 @@ static int make_jobs(struct sched *s, int nbatch, const float *logits)
         struct gen *g = s->batch[i];
         for (int r = g->rows - g->nlogits; r < g->rows; r++, n++) {
             int next = s->spans[i].pos + r + 1; /* the position these logits are for */
-            s->jobs[n] = (struct job){ .gen = g, .score = next < g->ntokens ? next : -1,
+            s->jobs[n] = (struct job){ .gen = g, .pos = next, .score = next < g->ntokens,
                                        .logits = logits + (size_t)n * (size_t)s->base->arch.V };
         }
     }
@@ -190,11 +208,10 @@ static void run_jobs(void *arg, int64_t begin, int64_t end, int thread)
     for (int64_t i = begin; i < end; i++) {
         struct job *j = &s->jobs[i];
         const struct gen *g = j->gen;
-        j->ok = j->score >= 0
-                    ? sampler_score(s->samplers[thread], j->logits, g->tokens[j->score],
-                                    g->sample.top_logprobs, &j->result)
-                    : sampler_run(s->samplers[thread], &g->sample, j->logits, g->tokens,
-                                  g->ntokens, g->nprompt, &j->result);
+        j->ok = j->score ? sampler_score(s->samplers[thread], j->logits, g->tokens[j->pos],
+                                         g->sample.top_logprobs, &j->result)
+                         : sampler_run(s->samplers[thread], &g->sample, j->logits, g->tokens,
+                                       j->pos, g->nprompt, &j->result);
     }
 }
 
@@ -202,6 +219,7 @@ static void step(struct sched *s)
 {
     const double begin = now_mono();
     sched_plan(s);
+    lookup_plan(s);
     const int n = gather(s);
     if (n == 0) /* whoever ran had to be ended */
         return;
@@ -209,7 +227,7 @@ static void step(struct sched *s)
     uint64_t rows = 0;
     for (int i = 0; i < n; i++) {
         struct gen *g = s->batch[i];
-        kv_commit(s->kv, &g->kv, g->tokens, g->kv.len + g->rows);
+        kv_commit(s->kv, &g->kv, g->tokens, g->kv.len + g->rows - g->guessed);
         rows += (uint64_t)g->rows;
     }
     atomic_fetch_add(&s->steps, 1);
@@ -327,6 +345,9 @@ static void set_limits(struct sched *s, const struct sched_opts *o)
     if (s->max_seqs > s->max_rows)
         s->max_seqs = s->max_rows;
     s->max_logits = s->max_seqs + ECHO_ROWS;
+    s->lookup = o->lookup < SCHED_LOOKUP_MAX ? o->lookup : SCHED_LOOKUP_MAX;
+    if (s->max_logits < s->lookup + 1)
+        s->max_logits = s->lookup + 1;
     s->max_queue = positive(o->max_queue, DEFAULT_QUEUE);
     s->max_context = positive(o->max_context, o->base->arch.max_positions);
     if (s->max_context > o->base->arch.max_positions)

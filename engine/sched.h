@@ -10,7 +10,7 @@
  * `struct gen` (one generation's output: a log that the engine appends to and its owner reads).
  * The engine never calls out, except for `wake`, which must not block.
  *
- * What a request gets does not depend on what else runs, on preemption, on any of the limits below
+ * What a request gets does not depend on what else runs, on preemption, on any of the options below
  * or on the number of threads: rows are computed independently (compute.h), random numbers are a
  * function of seed and position (sampler.h). */
 #ifndef ENGINE_SCHED_H
@@ -37,9 +37,12 @@ struct sched_opts {
     int step_tokens; /* rows of a step at most; 0: 512 */
     int max_queue;   /* waiting at most, more is ERR_BUSY; 0: 256 */
     int max_context; /* 0: the model's max_positions; cut to what kv_bytes holds */
+    /* Prompt-lookup decoding: while one greedy sequence runs alone, so many tokens at most are
+     * guessed per step from what it repeats, and checked in the same pass; 0: none. */
+    int lookup; /* at most SCHED_LOOKUP_MAX */
 };
 
-enum { GEN_STOP_MAX = 20, GEN_STOP_LEN = 256 };
+enum { GEN_STOP_MAX = 20, GEN_STOP_LEN = 256, SCHED_LOOKUP_MAX = 64 };
 
 /* Which adapter: by version of the store (loaded through the cache) or, for the command line, one
  * that is in memory already. */
@@ -125,6 +128,7 @@ struct sched_stats {
     int running, waiting, max_seqs;
     /* rows: positions computed; prompt_tokens: of requests admitted, cached ones included */
     uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted, rejected;
+    uint64_t guessed, guessed_right; /* tokens of prompt-lookup decoding */
     struct kv_stats kv;
     /* step: from planning it to the tokens it chose.  gap: from a sequence's token to its next.
      * running_gap: only of those between which it was not preempted. */

@@ -96,7 +96,7 @@ static bool take_pages(struct sched *s, struct gen *g)
     int limit = g->nprompt + g->max_tokens;
     int len = alone ? g->ntokens : g->ntokens + KV_PAGE < limit ? g->ntokens + KV_PAGE : limit;
     int missing = kv_pages_for(len) - g->kv.npages + s->running.n - kv_available(s->kv);
-    if (missing <= 0 && kv_reserve(s->kv, &g->kv, g->ntokens)) {
+    if (missing <= 0 && kv_grow(&g->kv, limit) && kv_reserve(s->kv, &g->kv, g->ntokens)) {
         g->pages_wanted = 0;
         return true;
     }
@@ -220,7 +220,7 @@ void sched_plan(struct sched *s)
     int rows = s->max_rows, echo_rows = s->max_logits - s->max_seqs;
     for (struct gen *g = s->running.first, *next; g != NULL; g = next) {
         next = g->next; /* only younger ones are preempted, and only g itself when it is the last */
-        g->rows = g->nlogits = 0;
+        g->rows = g->nlogits = g->guessed = 0;
         if (g->ntokens - g->kv.len != 1)
             continue;
         if (!grow(s, g))

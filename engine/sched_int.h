@@ -1,4 +1,4 @@
-/* sched_int.h - what sched.c, sched_admit.c and gen.c share.
+/* sched_int.h - what sched.c, sched_admit.c, sched_lookup.c and gen.c share.
  *
  * A generation is in one of three places: in the inbox (submitted, not seen by the engine yet),
  * in `waiting`, or in `running`; both lists are ordered by number, which is the order of arrival.
@@ -7,7 +7,11 @@
  *
  * Locks: sched.lock covers the inbox and the flags that others set; gen.lock covers a generation's
  * log.  gen.lock may be held when sched.lock is taken, never the other way round, and neither is
- * held while anything is computed. */
+ * held while anything is computed.
+ *
+ * Nothing is allocated in a step: what a generation will need is taken when it is submitted (its
+ * log) or admitted (its page list).  The one exception is text of more than TEXT_PER_TOKEN (gen.c)
+ * bytes a token, for which memory is doubled now and then. */
 #ifndef ENGINE_SCHED_INT_H
 #define ENGINE_SCHED_INT_H
 
@@ -16,6 +20,15 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+
+/* What struct gen_token says, without its alternatives. */
+struct log_entry {
+    int32_t token;
+    float logprob;
+    uint32_t text_begin, text_end;
+    int16_t ntop;
+    bool prompt;
+};
 
 struct gen {
     /* Set by gen_create(), never changed. */
@@ -49,6 +62,8 @@ struct gen {
     bool put_back;        /* preempted since */
     int pages_wanted;     /* no use trying to admit it before so many are available */
     int rows, nlogits;    /* of the step being made */
+    int guessed;          /* of these rows: tokens[ntokens .. ntokens + guessed) are guesses */
+    int lookup_most, lookup_misses, lookup_rest; /* see sched_lookup.c */
     struct tok_stream *stream; /* NULL without tokenizer */
     struct buf held;           /* decoded but not published */
 
@@ -56,8 +71,9 @@ struct gen {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct sched *sched; /* NULL once ended */
-    struct gen_token *log;
-    size_t nlog, cap;
+    struct log_entry *log;       /* room for every token there can be */
+    struct token_logprob *tops;  /* sample.top_logprobs for each */
+    size_t nlog;
     struct buf text;
     enum gen_finish finish;
     struct err err;
@@ -74,7 +90,8 @@ struct gen {
 struct job {
     struct gen *gen;
     const float *logits;
-    int score; /* >= 0: log-probability of this prompt position; -1: choose the next token */
+    int pos;   /* whose token these logits are for */
+    bool score; /* log-probability of the prompt's token there; else choose one */
     bool ok;
     struct sample_result result;
 };
@@ -89,7 +106,7 @@ struct sched {
     const struct tokenizer *tokenizer;
     const struct compute *compute;
     struct adapter_cache *adapters;
-    int max_seqs, max_rows, max_logits, max_queue, max_context;
+    int max_seqs, max_rows, max_logits, max_queue, max_context, lookup;
 
     /* The engine thread's. */
     pthread_t thread;
@@ -117,7 +134,7 @@ struct sched {
 
     _Atomic int nrunning, nwaiting;
     _Atomic uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted,
-        rejected;
+        rejected, guessed, guessed_right;
 };
 
 /* --- sched.c ------------------------------------------------------------------------------- */
@@ -142,6 +159,12 @@ void sched_drop_adapters(struct sched *s, struct gen *g);
 /* Is some generation waiting for room in the adapter cache? */
 bool sched_room_wanted(const struct sched *s);
 
+/* --- sched_lookup.c ------------------------------------------------------------------------ */
+/* After sched_plan(): guesses behind the tokens of a sequence that runs alone, and rows for them. */
+void lookup_plan(struct sched *s);
+/* So many of g->guessed were what was chosen. */
+void lookup_learn(struct sched *s, struct gen *g, int right);
+
 /* --- gen.c --------------------------------------------------------------------------------- */
 /* Copies and checks what does not depend on the scheduler's state. */
 int gen_create(struct sched *s, const struct gen_request *r, struct gen **ret, struct err *err);
@@ -149,8 +172,8 @@ void gen_unref(struct gen *g);
 /* Log a token (and the text that became certain with it).  `last`: no other will come.  Returns
  * GEN_RUNNING, GEN_STOP when a stop string was completed, or GEN_ERROR when memory is out. */
 enum gen_finish gen_add(struct gen *g, const struct sample_result *r, bool end_token, bool last);
-/* Log prompt token number g->echoed with its log-probability; false when memory is out. */
-bool gen_echo(struct gen *g, const struct sample_result *r);
+/* Log prompt token number g->echoed with its log-probability. */
+void gen_echo(struct gen *g, const struct sample_result *r);
 /* Usage: it begins to run, with `cached` positions found; it was preempted. */
 void gen_started(struct gen *g, int cached);
 void gen_preempted(struct gen *g);

@@ -126,6 +126,8 @@ void sched_stats(struct sched *s, struct sched_stats *ret)
         .cancelled = atomic_load(&s->cancelled),
         .preempted = atomic_load(&s->preempted),
         .rejected = atomic_load(&s->rejected),
+        .guessed = atomic_load(&s->guessed),
+        .guessed_right = atomic_load(&s->guessed_right),
     };
     kv_stats(s->kv, &ret->kv);
     histogram_read(&s->step, &ret->step);

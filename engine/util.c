@@ -24,12 +24,11 @@ void buf_free(struct buf *b)
     *b = (struct buf){ .max = b->max };
 }
 
-/* Room for `more` bytes and the closing NUL. */
-static int buf_room(struct buf *b, size_t more)
+int buf_reserve(struct buf *b, size_t more)
 {
     if (more > b->max || b->len > b->max - more)
         return ERR_TOO_LARGE;
-    size_t need = b->len + more + 1;
+    size_t need = b->len + more + 1; /* the closing NUL */
     if (need <= b->cap)
         return ERR_OK;
     size_t cap = b->cap ? b->cap : 64;
@@ -45,7 +44,7 @@ static int buf_room(struct buf *b, size_t more)
 
 int buf_add(struct buf *b, const void *data, size_t len)
 {
-    int rc = buf_room(b, len);
+    int rc = buf_reserve(b, len);
     if (rc != ERR_OK)
         return rc;
     if (len > 0)
@@ -65,7 +64,7 @@ int buf_printf(struct buf *b, const char *fmt, ...)
     va_copy(again, ap);
     int n = vsnprintf(NULL, 0, fmt, ap);
     va_end(ap);
-    int rc = n < 0 ? ERR_INVALID : buf_room(b, (size_t)n);
+    int rc = n < 0 ? ERR_INVALID : buf_reserve(b, (size_t)n);
     if (rc == ERR_OK) {
         vsnprintf(b->data + b->len, (size_t)n + 1, fmt, again);
         b->len += (size_t)n;

@@ -23,6 +23,8 @@ void buf_init(struct buf *b, size_t max);
 void buf_free(struct buf *b);
 /* 0, ERR_NOMEM, or ERR_TOO_LARGE when `max` would be passed (b is unchanged). */
 int buf_add(struct buf *b, const void *data, size_t len);
+/* Room for `more` bytes, so that adding them allocates nothing. */
+int buf_reserve(struct buf *b, size_t more);
 int buf_puts(struct buf *b, const char *s);
 int buf_printf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Take the memory out (free() it); the buffer is empty afterwards. */

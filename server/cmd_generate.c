@@ -26,6 +26,8 @@ static const struct opt table[] = {
     { "seed", 's', "N", NULL, "the same seed gives the same text (default: a new one)", false },
     { "stop", 0, "TEXT", NULL, "stop before this text; may be repeated", true },
     { "ignore-eos", 0, NULL, NULL, "go on after an end token", false },
+    { "prompt-lookup", 0, "N", "0", "with temperature 0: guess up to N tokens per step from what repeats; "
+      "the same output, sooner", false },
     { "ids", 0, NULL, NULL, "print token ids instead of text", false },
     { "stats", 0, NULL, NULL, "tokens and times on standard error", false },
     { NULL, 0, NULL, NULL, NULL, false },
@@ -59,13 +61,15 @@ static bool read_sampling(const struct opts *o, struct sample_params *p)
 }
 
 /* 0, or the exit code. */
-static int read_request(const struct opts *o, struct gen_request *q)
+static int read_request(const struct opts *o, struct gen_request *q, int *ret_lookup)
 {
-    int64_t n;
+    int64_t n, lookup;
     if (opt_str(o, "prompt") == NULL)
         return fail(2, "--prompt TEXT is needed");
-    if (!read_sampling(o, &q->sample) || !opt_int(o, "max-tokens", 1, 1 << 24, &n))
+    if (!read_sampling(o, &q->sample) || !opt_int(o, "max-tokens", 1, 1 << 24, &n) ||
+        !opt_int(o, "prompt-lookup", 0, SCHED_LOOKUP_MAX, &lookup))
         return 2;
+    *ret_lookup = (int)lookup;
     if (opt_count(o, "stop") > GEN_STOP_MAX)
         return fail(2, "--stop: at most %d can be given", GEN_STOP_MAX);
     q->max_tokens = (int)n;
@@ -147,7 +151,8 @@ static int run(struct sched *sched, const struct gen_request *q, bool ids, bool 
 }
 
 /* A scheduler just large enough for this prompt and its answer. */
-static int generate(struct session *s, struct gen_request *q, const struct opts *o, struct err *err)
+static int generate(struct session *s, struct gen_request *q, int lookup, const struct opts *o,
+                    struct err *err)
 {
     struct buf prompt;
     struct tok_ids ids = { .ids = NULL };
@@ -166,7 +171,7 @@ static int generate(struct session *s, struct gen_request *q, const struct opts 
             positions = (size_t)a->max_positions;
         const struct sched_opts so = {
             .base = s->base, .tokenizer = s->tokenizer, .compute = &s->compute, .max_seqs = 1,
-            .step_tokens = ROWS, .max_context = (int)positions,
+            .step_tokens = ROWS, .max_context = (int)positions, .lookup = lookup,
             .kv_bytes = ((positions + KV_PAGE - 1) / KV_PAGE) * kv_page_bytes(a, s->base->is_f32),
         };
         rc = sched_create(&so, &sched, err);
@@ -187,14 +192,14 @@ int cmd_generate(int argc, char **argv)
     struct gen_request q = { .tenant = 0 };
     struct session s;
     struct err err = { 0 };
-    int code;
+    int code, lookup = 0;
     struct opts *o = opts_parse(
         argc, argv, table, "generate --base FILE [--adapter DIR]... --prompt TEXT",
         "Prints the continuation of a prompt as it is made.  The same options and the same seed\n"
         "give the same text, whatever the number of threads and the kernel.", 0, 0, &code);
     if (o == NULL)
         return code;
-    code = read_request(o, &q);
+    code = read_request(o, &q, &lookup);
     if (code == 0)
         code = session_open(o, &s);
     if (code == 0) {
@@ -202,7 +207,7 @@ int cmd_generate(int argc, char **argv)
         for (int i = 0; i < s.lora.n; i++)
             q.adapters[i] = (struct gen_adapter){ .resident = s.lora.item[i].adapter,
                                                   .weight = s.lora.item[i].weight };
-        if (generate(&s, &q, o, &err) != ERR_OK)
+        if (generate(&s, &q, lookup, o, &err) != ERR_OK)
             code = fail(1, "%s", err.msg);
         session_close(&s);
     }

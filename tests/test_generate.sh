@@ -39,6 +39,12 @@ is "a seed gives the same text on every kernel and number of threads" "$one" "$t
 other=$(gen -p 'Lily and Tom' --seed 8 -n 60 --top-p 0.9)
 is "another seed gives another text" yes "$([ "$one" = "$other" ] && echo no || echo yes)"
 
+again='One day, Lily saw a big dog. The dog was big. One day, Lily saw a'
+is "prompt lookup gives the same text" "$(gen -p "$again" -T 0 -n 80)" \
+    "$(gen -p "$again" -T 0 -n 80 --prompt-lookup 16)"
+gen -p x --prompt-lookup 65 >/dev/null
+is "at most 64 tokens are guessed" 2 $?
+
 gen -n 4 >/dev/null
 is "no prompt is a mistake in use" 2 $?
 gen -p x --temperature 3 >/dev/null
