@@ -341,6 +341,7 @@ static int positive(int given, int otherwise) { return given > 0 ? given : other
 static void set_limits(struct sched *s, const struct sched_opts *o)
 {
     s->max_rows = positive(o->step_tokens, DEFAULT_ROWS);
+    s->max_chunk = positive(o->chunk_tokens, SCHED_CHUNK);
     s->max_seqs = positive(o->max_seqs, DEFAULT_SEQS);
     if (s->max_seqs > s->max_rows)
         s->max_seqs = s->max_rows;

@@ -229,6 +229,8 @@ void sched_plan(struct sched *s)
         g->rows = g->nlogits = 1;
         rows--;
     }
+    if (rows < s->max_rows && rows > s->max_chunk)
+        rows = s->max_chunk;
     for (struct gen *g = s->running.first; g != NULL && rows > 0; g = g->next)
         if (g->rows == 0)
             plan_chunk(g, &rows, &echo_rows);

@@ -106,7 +106,7 @@ struct sched {
     const struct tokenizer *tokenizer;
     const struct compute *compute;
     struct adapter_cache *adapters;
-    int max_seqs, max_rows, max_logits, max_queue, max_context, lookup;
+    int max_seqs, max_rows, max_chunk, max_logits, max_queue, max_context, lookup;
 
     /* The engine thread's. */
     pthread_t thread;

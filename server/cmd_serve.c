@@ -37,6 +37,7 @@ static const struct opt table[] = {
     { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false },
     { "max-seqs", 0, "N", "64", "sequences that run at once", false },
     { "step-tokens", 0, "N", "512", "token rows of one step", false },
+    { "chunk-tokens", 0, "N", "64", "of these for prompts, while other sequences wait for their next token", false },
     { "prompt-lookup", 0, "N", "0", "while one greedy sequence runs alone: tokens that are guessed per step from "
       "what it repeats; same results, sooner; 0: off", false },
     { "max-queue", 0, "N", "256", "sequences that wait; more are answered 429 (400 if one request asks for more)", false },
@@ -120,6 +121,7 @@ static bool read_options(const struct opts *o, struct server *s, size_t *ret_mem
            size_opt(o, "kv", ret_kv) && size_opt(o, "adapter-cache", ret_cache) &&
            int_opt(o, "max-seqs", 1, 4096, &s->so.max_seqs) &&
            int_opt(o, "step-tokens", 1, 65536, &s->so.step_tokens) &&
+           int_opt(o, "chunk-tokens", 1, 65536, &s->so.chunk_tokens) &&
            int_opt(o, "prompt-lookup", 0, SCHED_LOOKUP_MAX, &s->so.lookup) &&
            int_opt(o, "max-queue", 1, 1000000, &s->so.max_queue) &&
            int_opt(o, "context", 0, 1 << 24, &s->so.max_context) &&

@@ -711,6 +711,61 @@ static void there_is_a_wake_for_every_token_and_none_after_release(void **state)
     rig_close(&r);
 }
 
+/* --- long prompts beside running sequences ------------------------------------------------------ */
+struct rows_watch {
+    struct rig *r;
+    uint64_t last, most;
+    int chunks; /* steps that had a whole chunk */
+};
+
+enum { CHUNK = 24 };
+
+/* Rows since the sequence's last token, on the engine thread. */
+static void on_rows(void *ud)
+{
+    struct rows_watch *w = ud;
+    struct sched_stats st;
+    sched_stats(w->r->sched, &st);
+    const uint64_t rows = st.rows - w->last;
+    if (w->last > 0 && rows > w->most)
+        w->most = rows;
+    w->chunks += w->last > 0 && rows == CHUNK + 1;
+    w->last = st.rows;
+}
+
+static void a_long_prompt_delays_a_running_sequence_by_one_chunk_at_most(void **state)
+{
+    (void)state;
+    struct rig r;
+    int32_t t[400];
+    open_rig(&r, (struct sched_opts){ .chunk_tokens = CHUNK });
+    struct rows_watch w = { .r = &r };
+    count_up(t, 400);
+    struct gen_request q = rig_request(t, 4, 490), p = rig_request(t + 7, 390, 1);
+    q.ignore_eos = true;
+    q.wake = on_rows;
+    q.wake_ud = &w;
+    struct gen *g = rig_submit(&r, &q);
+    gen_wait(g, 2);
+    struct result got = rig_run(&r, &p);
+    assert_int_equal(got.n, 1);
+    result_free(&got);
+    gen_cancel(g);
+    got = rig_finish(g);
+    assert_int_equal(w.most, CHUNK + 1);
+    assert_int_equal(w.chunks, 390 / CHUNK);
+    result_free(&got);
+
+    struct sched_stats before, after; /* alone: in one step */
+    p.prompt = t + 9;
+    sched_stats(r.sched, &before);
+    got = rig_run(&r, &p);
+    sched_stats(r.sched, &after);
+    assert_int_equal(after.steps - before.steps, 1);
+    result_free(&got);
+    rig_close(&r);
+}
+
 /* Many threads submit, read, cancel and let go at once. */
 struct client {
     struct rig *r;
@@ -794,6 +849,7 @@ int main(void)
         cmocka_unit_test(a_generation_outlives_its_scheduler),
         cmocka_unit_test(numbers_that_overflow_end_one_request_with_an_error),
         cmocka_unit_test(there_is_a_wake_for_every_token_and_none_after_release),
+        cmocka_unit_test(a_long_prompt_delays_a_running_sequence_by_one_chunk_at_most),
         cmocka_unit_test(many_clients_leave_nothing_behind),
     };
     return cmocka_run_group_tests(tests, make_base, free_base);
