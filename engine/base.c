@@ -396,6 +396,9 @@ int base_load(const char *path, enum precision precision, bool use_mmap, struct 
     struct loader ld = { .base = b, .use_mmap = use_mmap, .keep_f32 = precision == PREC_F32,
                          .err = err };
     int rc = measure(&ld, &own->file, path, &weights, &n);
+    for (size_t i = 0; rc == ERR_OK && i < n; i++)
+        if (weights[i].kind != W_HEAD || !b->arch.tied)
+            b->params += (uint64_t)weights[i].N * (uint64_t)(weights[i].K > 0 ? weights[i].K : 1);
     if (rc == ERR_OK)
         rc = fill(&ld, own, weights, n);
     if (rc == ERR_OK)

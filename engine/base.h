@@ -77,6 +77,7 @@ struct base {
     const char *tokenizer_config; /* or NULL */
     const char *chat_template;    /* or NULL */
     size_t bytes;              /* resident: weights, scales, everything */
+    uint64_t params;           /* numbers in the model's weights; a tied head counts once */
     void *own;                 /* private to base.c */
 };
 

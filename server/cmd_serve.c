@@ -288,12 +288,13 @@ static void banner(const struct server *s, const char *host)
     const bool v6 = strchr(host, ':') != NULL;
     fprintf(stderr,
             "lorad %s\n"
-            "  base       %s, %s, hash %.16s\n"
+            "  base       %s, %s (%.1f million parameters, %.2f bytes each), hash %.16s\n"
             "  memory     %s: base %s, work %s, KV %s, adapters %s\n"
             "  compute    %d thread%s, kernel %s, precision %s\n"
             "  database   %s, %s\n"
             "  listening  http://%s%s%s:%d/\n",
-            lorad_version, s->base->name, human_bytes(s->base->bytes, base), s->base->hash_hex,
+            lorad_version, s->base->name, human_bytes(s->base->bytes, base), (double)s->base->params / 1e6,
+            (double)s->base->bytes / (double)s->base->params, s->base->hash_hex,
             human_bytes(s->plan.total, total), base, human_bytes(s->plan.work, work),
             human_bytes(s->plan.kv, kv), human_bytes(s->plan.adapters, adapters),
             pool_threads(s->compute.pool), pool_threads(s->compute.pool) == 1 ? "" : "s", isa_name(s->compute.isa),
