@@ -11,6 +11,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 static size_t pad64(size_t n) { return (n + 63) & ~(size_t)63; }
 
@@ -179,21 +182,60 @@ static int check_extras(const struct arch *arch, const struct adapter_src *src, 
 
 /* --- building ---------------------------------------------------------------------------------- */
 
+/* Element (r, c) of f [rows][cols] to (c, r) of t. */
+static void move(const char *f, char *t, size_t rows, size_t cols, size_t size, size_t r, size_t c)
+{
+    if (size == 2)
+        memcpy(t + (c * rows + r) * 2, f + (r * cols + c) * 2, 2);
+    else
+        memcpy(t + (c * rows + r) * 4, f + (r * cols + c) * 4, 4);
+}
+
+#if defined(__SSE2__)
+/* 8 by 8 elements of 2 bytes, rows `from` and `to` bytes apart. */
+static void transpose_8x8(const char *f, size_t from, char *t, size_t to)
+{
+    __m128i a[8], b[8];
+    for (size_t i = 0; i < 8; i++)
+        a[i] = _mm_loadu_si128((const __m128i *)(const void *)(f + i * from));
+    for (int i = 0; i < 4; i++) { /* pairs of rows i and i + 4, three times, sort the columns */
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 4; i++) {
+        a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
+        a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        _mm_storeu_si128((__m128i *)(void *)(t + 2 * i * to), _mm_unpacklo_epi16(a[i], a[i + 4]));
+        _mm_storeu_si128((__m128i *)(void *)(t + (2 * i + 1) * to),
+                         _mm_unpackhi_epi16(a[i], a[i + 4]));
+    }
+}
+#endif
+
 /* [rows][cols] to [cols][rows], in squares that stay in the cache. */
 static void transpose(const void *from, void *to, size_t rows, size_t cols, size_t size)
 {
     enum { SQUARE = 32 };
     const char *f = from;
     char *t = to;
+    size_t done = 0; /* columns that are there already */
+#if defined(__SSE2__)
+    const size_t whole = size == 2 ? rows / 8 * 8 : 0;
+    for (; whole > 0 && done + 8 <= cols; done += 8) {
+        for (size_t r = 0; r < whole; r += 8)
+            transpose_8x8(f + (r * cols + done) * 2, cols * 2, t + (done * rows + r) * 2, rows * 2);
+        for (size_t r = whole; r < rows; r++)
+            for (size_t c = done; c < done + 8; c++)
+                move(f, t, rows, cols, size, r, c);
+    }
+#endif
     for (size_t r0 = 0; r0 < rows; r0 += SQUARE)
-        for (size_t c0 = 0; c0 < cols; c0 += SQUARE)
+        for (size_t c0 = done; c0 < cols; c0 += SQUARE)
             for (size_t r = r0; r < rows && r < r0 + SQUARE; r++)
-                for (size_t c = c0; c < cols && c < c0 + SQUARE; c++) {
-                    if (size == 2)
-                        memcpy(t + (c * rows + r) * 2, f + (r * cols + c) * 2, 2);
-                    else
-                        memcpy(t + (c * rows + r) * 4, f + (r * cols + c) * 4, 4);
-                }
+                for (size_t c = c0; c < cols && c < c0 + SQUARE; c++)
+                    move(f, t, rows, cols, size, r, c);
 }
 
 /* Element i of a vector that may lie unaligned. */
