@@ -112,7 +112,20 @@ static void hash_number(struct sha256 *h, uint64_t v, size_t bytes)
 
 static void hash_name(struct sha256 *h, const char *s) { sha256_add(h, s, strlen(s) + 1); }
 
+static bool all_there(void *ud, size_t i)
+{
+    (void)ud;
+    (void)i;
+    return true;
+}
+
 void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32])
+{
+    adapter_src_hash_following(a, all_there, NULL, ret);
+}
+
+void adapter_src_hash_following(const struct adapter_src *a, bool (*wait)(void *ud, size_t i), void *ud,
+                                uint8_t ret[32])
 {
     struct sha256 h;
     sha256_init(&h);
@@ -131,11 +144,15 @@ void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32])
         hash_name(&h, dtype_name(m->dtype));
         if (k == 0)
             continue;
+        if (!wait(ud, i))
+            return;
         sha256_add(&h, m->A, k * (size_t)m->in * one);
         sha256_add(&h, m->B, k * (size_t)m->out * one);
         if (m->E != NULL)
             sha256_add(&h, m->E, k * one);
     }
+    if (!wait(ud, a->nmodules))
+        return;
     for (size_t i = 0; i < a->nextras; i++) {
         const struct adapter_src_extra *x = &a->extras[i];
         hash_name(&h, "extra");

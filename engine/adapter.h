@@ -157,6 +157,10 @@ bool adapter_alpha_of(double scaling, int rank, double *ret);
  * tensor in order: "extra", kind, name, rows, cols (4 bytes each), dtype name, bytes.  Names end
  * with a NUL, numbers are little-endian.  Same content, same hash, however the file was laid out. */
 void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32]);
+/* The same while the tensors' bytes are still being filled in: `wait` returns when those of module i
+ * (nmodules: of the extra tensors) are there, or false to give up; `ret` is unchanged then. */
+void adapter_src_hash_following(const struct adapter_src *a, bool (*wait)(void *ud, size_t i), void *ud,
+                                uint8_t ret[32]);
 
 /* adapter_model.safetensors of a src, PEFT's names, original types: byte-equal tensors.  Written
  * to `path` (a temporary file of the caller's). */

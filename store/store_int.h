@@ -6,6 +6,7 @@
 #include "store/jobs.h"
 #include "store/store.h"
 
+#include <pthread.h>
 #include <sqlite3.h>
 
 struct store {
@@ -176,8 +177,10 @@ int version_get(struct store *st, int64_t id, struct store_version *ret, struct 
 /* Modules and chunk rows of a new version, inside the caller's transaction. */
 int tensors_put(struct store *st, int64_t tenant, int64_t version_id,
                 const struct adapter_src *src, struct err *err);
-/* a->modules and a->extras of the version; with `data` also the tensors, into a->own. */
-int tensors_get(struct store *st, int64_t version_id, bool data, struct adapter_src *a,
+struct verify;
+/* a->modules and a->extras of the version; with `v` also the tensors, into a->own, and their hash is
+ * begun: verify_end() then, also after a failure. */
+int tensors_get(struct store *st, int64_t version_id, struct verify *v, struct adapter_src *a,
                 struct err *err);
 /* A tensor's data in chunk rows: `part` is NULL for extra tensors.  Failures stick in q. */
 void tensors_put_chunks(struct sql *q, int64_t tenant, int64_t version_id, size_t seq,
@@ -196,5 +199,23 @@ int extras_put(struct store *st, int64_t tenant, int64_t version_id, const struc
 /* a->extras without their data, and that data into memory that is theirs. */
 int extras_get(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err);
 int extras_get_data(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err);
+
+/* --- is what was read what was put in? (verify.c) --------------------------------------------- */
+struct verify {
+    const struct adapter_src *src; /* NULL: not begun */
+    bool started;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    size_t ready; /* modules whose tensors are there; SIZE_MAX: all tensors */
+    bool given_up;
+    uint8_t hash[32];
+};
+/* The tensors of src have their places, but not yet their bytes. */
+void verify_begin(struct verify *v, const struct adapter_src *src);
+/* Those of the first `ready` modules are there. */
+void verify_ready(struct verify *v, size_t ready);
+/* All are there, or (`all` false) will never be.  Is the hash src's own?  After this src may go. */
+bool verify_end(struct verify *v, bool all);
 
 #endif

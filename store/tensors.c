@@ -333,7 +333,8 @@ static int place_tensors(struct adapter_src *a, struct err *err)
 }
 
 /* Chunk rows come in order of (seq, part, chunk): fill one tensor after the other. */
-static int get_chunks(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err)
+static int get_chunks(struct store *st, int64_t version_id, struct adapter_src *a, struct verify *v,
+                      struct err *err)
 {
     const char *wrong = NULL;
     size_t seq = 0, at = 0;
@@ -343,6 +344,8 @@ static int get_chunks(struct store *st, int64_t version_id, struct adapter_src *
                             " ORDER BY seq, part, chunk", err);
     sql_int(&q, version_id);
     for (; seq < a->nmodules; part = (part + 1) % 3, seq += part == 0) {
+        if (part == 0)
+            verify_ready(v, seq);
         const size_t bytes = part_bytes(a, &a->modules[seq], part);
         for (at = 0; at < bytes && wrong == NULL;) {
             int row = sql_step(&q);
@@ -372,17 +375,18 @@ static int get_chunks(struct store *st, int64_t version_id, struct adapter_src *
     return rc;
 }
 
-int tensors_get(struct store *st, int64_t version_id, bool data, struct adapter_src *a,
+int tensors_get(struct store *st, int64_t version_id, struct verify *v, struct adapter_src *a,
                 struct err *err)
 {
     int rc = get_modules(st, version_id, a, err);
     if (rc == ERR_OK)
         rc = extras_get(st, version_id, a, err);
-    if (rc == ERR_OK && data)
-        rc = place_tensors(a, err);
-    if (rc == ERR_OK && data)
-        rc = get_chunks(st, version_id, a, err);
-    if (rc == ERR_OK && data)
-        rc = extras_get_data(st, version_id, a, err);
-    return rc;
+    if (rc != ERR_OK || v == NULL)
+        return rc;
+    rc = place_tensors(a, err);
+    if (rc != ERR_OK)
+        return rc;
+    verify_begin(v, a);
+    rc = get_chunks(st, version_id, a, v, err);
+    return rc != ERR_OK ? rc : extras_get_data(st, version_id, a, err);
 }

@@ -352,7 +352,7 @@ static int load_facts(struct store *st, int64_t version_id, struct adapter_src *
     return rc;
 }
 
-static int load(struct store *st, int64_t version_id, bool data, struct adapter_src **ret,
+static int load(struct store *st, int64_t version_id, struct verify *v, struct adapter_src **ret,
                 struct err *err)
 {
     struct adapter_src *a = calloc(1, sizeof *a);
@@ -362,9 +362,14 @@ static int load(struct store *st, int64_t version_id, bool data, struct adapter_
     if (rc == ERR_OK) {
         rc = load_facts(st, version_id, a, err);
         if (rc == ERR_OK)
-            rc = tensors_get(st, version_id, data, a, err);
+            rc = tensors_get(st, version_id, v, a, err);
         rc = store_end(st, rc, err);
     }
+    const bool same = v == NULL || verify_end(v, rc == ERR_OK);
+    if (rc == ERR_OK && !same)
+        rc = err_set(err, ERR_DB,
+                     "the database %s is damaged: the tensors of version id %lld are not what was"
+                     " put in", st->path, (long long)version_id);
     if (rc != ERR_OK) {
         adapter_src_free(a);
         return rc;
@@ -376,24 +381,12 @@ static int load(struct store *st, int64_t version_id, bool data, struct adapter_
 int store_version_load(struct store *st, int64_t version_id, struct adapter_src **ret,
                        struct err *err)
 {
-    struct adapter_src *a = NULL;
-    int rc = load(st, version_id, true, &a, err);
-    if (rc != ERR_OK || a == NULL)
-        return rc;
-    uint8_t hash[32];
-    adapter_src_hash(a, hash);
-    if (memcmp(hash, a->hash, sizeof hash) != 0) {
-        adapter_src_free(a);
-        return err_set(err, ERR_DB,
-                       "the database %s is damaged: the tensors of version id %lld are not what was"
-                       " put in", st->path, (long long)version_id);
-    }
-    *ret = a;
-    return ERR_OK;
+    struct verify v = { .src = NULL };
+    return load(st, version_id, &v, ret, err);
 }
 
 int store_version_modules(struct store *st, int64_t version_id, struct adapter_src **ret,
                           struct err *err)
 {
-    return load(st, version_id, false, ret, err);
+    return load(st, version_id, NULL, ret, err);
 }
