@@ -139,7 +139,7 @@ static int read_options(const struct opts *o, struct bench *b, bool *wanted, str
     int64_t threads = 0;
     b->quick = opt_flag(o, "quick");
     b->shared = opt_str(o, "shared");
-    b->min_seconds = b->quick ? 0.03 : 0.25;
+    b->min_seconds = b->quick ? 0.03 : 0.1;
     int64_t rounds = b->quick ? 3 : 7;
     if (!opt_int(o, "threads", 0, 1024, &threads) || !opt_int(o, "rounds", 1, BENCH_ROUNDS_MAX, &rounds))
         return 2;
@@ -225,7 +225,7 @@ int cmd_bench(int argc, char **argv)
         return code;
     while (bench_parts[nparts] != NULL)
         nparts++;
-    bool *wanted = calloc((size_t)nparts, sizeof *wanted);
+    bool *wanted = calloc((size_t)nparts + 1, sizeof *wanted);
     b.rows = bench_rows_new();
     if (opt_flag(o, "list"))
         code = list(o);
