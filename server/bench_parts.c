@@ -4,6 +4,7 @@
 const struct bench_part *const bench_parts[] = {
     &bench_memory,
     &bench_kernels,
+    &bench_attn,
     &bench_decode,
     &bench_prompt,
     &bench_mixed,

@@ -7,6 +7,7 @@
 
 extern const struct bench_part bench_memory; /* bench_memory.c */
 extern const struct bench_part bench_kernels; /* bench_kernels.c */
+extern const struct bench_part bench_attn;   /* bench_attn.c */
 extern const struct bench_part bench_decode; /* bench_decode.c */
 extern const struct bench_part bench_prompt; /* bench_decode.c */
 extern const struct bench_part bench_mixed;  /* bench_mixed.c */

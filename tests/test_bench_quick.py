@@ -38,6 +38,8 @@ targets = {t["id"] for t in listed["targets"]}
 text = bench("--list").stdout
 check(all(p["name"] in text and p["about"] in text for p in listed["parts"]), "--list names every part")
 check(all(s["name"] in text for s in listed["shapes"]) and "tiny" in text, "--list names every shape")
+check({t["part"] for t in listed["targets"]} <= {p["name"] for p in listed["parts"]},
+      "every number of the design has a part that measures it")
 check(all(t["id"] in text for t in listed["targets"] if t["peer"]), "--list names every row that needs a peer")
 
 with Folder() as tmp:
@@ -69,6 +71,23 @@ with Folder() as tmp:
     check(all(k in r.stdout for k in measured), "the table has every measured row")
     check(os.listdir(mine) == [], "nothing is left in TMPDIR")
 
+    # the page that is made from it
+    for folder, name in (("tools", "plot_bench.py"), ("docs", "performance.md")):
+        os.mkdir(os.path.join(tmp, folder))
+        shutil.copy(os.path.join(ROOT, folder, name), os.path.join(tmp, folder, name))
+    page = os.path.join(tmp, "docs", "performance.md")
+    plot = [sys.executable, os.path.join(tmp, "tools", "plot_bench.py")]
+    pages = []
+    for _ in range(2):
+        r = subprocess.run(plot + [path], capture_output=True, text=True)
+        with open(page) as f:
+            pages.append(f.read())
+    check(r.returncode == 0 and all(f"`{t}`" in pages[0] for t in targets) and "`load.tiny`" in pages[0],
+          f"tools/plot_bench.py makes the page's tables {r.stderr[-300:]}")
+    check(pages[0] == pages[1], "and the same ones again")
+    r = subprocess.run(plot + [page], capture_output=True, text=True)
+    check(r.returncode == 1 and "not what lorad bench --json writes" in r.stderr, "and refuses another file")
+
     r = bench("decode", "--quick", "--rounds", 1, "--shape", "tiny", "--precision", "fast", "--threads", 1,
               "--kernel", "scalar", "--json", "-")
     j = json.loads(r.stdout)
@@ -76,6 +95,12 @@ with Folder() as tmp:
     check(r.returncode == 0 and ids and all(i.startswith("decode.tiny.fast.") for i in ids),
           "--json - writes nothing but JSON; --precision fast leaves exact out")
     check(j["machine"]["kernels"] == "scalar" and j["machine"]["threads"] == 1, "--kernel and --threads are obeyed")
+
+    r = bench("attention", "--quick", "--rounds", 1, "--json", path)
+    with open(path) as f:
+        rows = {row["id"]: row for row in json.load(f)["rows"]}
+    check(r.returncode == 0 and all(f"attention.1.1b.{k}" in rows for k in
+                                    ("rows1.c512", "rows16.c512.read", "chunk512.c512")), "attention of rows and chunks")
 
     r = bench("kernels", "--quick", "--rounds", 1, "--precision", "exact", "--json", path)
     with open(path) as f:

@@ -16,6 +16,7 @@ PAGE = os.path.join(ROOT, "docs", "performance.md")
 IMAGES = os.path.join(ROOT, "docs", "img")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 PRECISIONS = ("fast", "exact")
+drawn = []  # names of charts
 
 
 # --- reading ---------------------------------------------------------------------------------------
@@ -35,7 +36,8 @@ def read(paths):
             sys.exit(f"{path}: it was measured on another machine, or with other threads or kernels")
         machine, date = j["machine"], j["date"]
         for row in j["rows"]:
-            if row["verdict"] != "open" or row["id"] not in rows:
+            # Of two that are open, the one of a run that tried knows more.
+            if row["verdict"] != "open" or "not asked for" in rows.get(row["id"], {}).get("why", "not asked for"):
                 rows[row["id"]] = row
     return rows, machine, date
 
@@ -57,13 +59,14 @@ def numbers(rows, pattern):
 
 
 def shapes(rows, part):
-    """Shapes that a part has rows of, in the order of the file."""
-    found = []
-    for k, v in rows.items():
-        m = re.match(rf"{part}\.(tiny|\d+m|\d+(?:\.\d+)?b)\.", k)
-        if m and v["verdict"] != "open" and m.group(1) not in found:
-            found.append(m.group(1))
-    return found
+    """Shapes that a part has rows of, the smallest first."""
+    found = (re.match(rf"{part}\.(\d+(?:\.\d+)?[mb])\.", k) for k, v in rows.items() if v["verdict"] != "open")
+    size = {"m": 1, "b": 1000}
+    return sorted({m.group(1) for m in found if m}, key=lambda s: float(s[:-1]) * size[s[-1]])
+
+
+def chart(name, what):
+    return [f"![{what}](img/{name}.svg)", ""] if name in drawn else []
 
 
 # --- tables ----------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def by_shape(rows, part, title, first, letter, sizes):
         lines.append(["batch 1, share of reading"] +
                      [percent(ratio(rows, f"decode.{s}.{p}.b1.read")) for s, p in columns])
     body = table(head, lines)
-    return [f"### {title}", "", *body] if body else []
+    return [f"### {title}", "", *body, *chart(part, title)] if body else []
 
 
 def mixed(rows):
@@ -118,11 +121,11 @@ def mixed(rows):
         lines = []
         for a in numbers(rows, rf"mixed\.{re.escape(s)}\.\w+\.r\d+\.a(\d+)"):
             names = [f"mixed.{s}.{p}.r{r}.a{a}" for p, r in columns]
-            lines.append([f"{a} adapters" if a else "none: tokens/s"] +
+            lines.append([f"{a} adapter{'s' * (a > 1)}" if a else "none: tokens/s"] +
                          [percent(ratio(rows, n)) if a else short(value(rows, n)) for n in names])
         body = table([f"{s}, 16 rows"] + [f"`{p}` rank {r}" for p, r in columns], lines)
         out += body
-    return ["### Batches of many adapters", "", *out] if out else []
+    return ["### Batches of many adapters", "", *out, *chart("mixed", "tokens/s with adapters")] if out else []
 
 
 def kernels(rows):
@@ -131,7 +134,7 @@ def kernels(rows):
         for p in PRECISIONS:
             for m in numbers(rows, rf"kernels\.{k}\.{p}\.m(\d+)"):
                 name = f"kernels.{k}.{p}.m{m}"
-                lines.append([f"{'4-bit' if k == 'nf4' else '8-bit head'} `{p}`, {m} rows", short(value(rows, name)),
+                lines.append([f"{'4-bit' if k == 'nf4' else '8-bit head'} `{p}`, {m} row{'s' * (m > 1)}", short(value(rows, name)),
                               percent(ratio(rows, name + ".read")), percent(ratio(rows, name + ".peak")),
                               short(ratio(rows, name))])
     for name, row in rows.items():
@@ -140,7 +143,7 @@ def kernels(rows):
             lines.append([f"backward `{m.group(1)}`, 512 rows, {m.group(2)} x {m.group(3)}", short(row["value"]), "", "",
                           short(row["ratio"])])
     body = table(["matrix product", "GOP/s", "of reading", "of the instruction's peak", "times OpenBLAS fp32"], lines)
-    return ["### Kernels", "", *body] if body else []
+    return ["### Kernels", "", *body, *chart("kernels", "kernels beside their bounds")] if body else []
 
 
 def rest(rows):
@@ -148,15 +151,14 @@ def rest(rows):
     shown = ("decode", "prompt", "mixed", "kernels")
     lines = []
     for name, row in rows.items():
-        if row["verdict"] == "open" or row["part"] in shown and "target" not in row:
-            continue
-        if row["part"] in shown:
+        if row["verdict"] == "open" or row["part"] in shown:
             continue
         ref = row.get("reference")
         lines.append([f"`{name}`", f"{short(row['value'])} {row['unit']}",
                       f"{short(ref['value'])} {ref['name']}" if ref else "", short(row.get("ratio"))])
     body = table(["row", "value", "reference", "ratio"], lines)
-    return ["### Everything else", "", *body] if body else []
+    return ["### Everything else", "", *chart("http", "clients of a server"), *chart("rotation", "adapters in rotation"),
+            *body] if body else []
 
 
 def page(rows, machine, date):
@@ -189,24 +191,30 @@ def fill(text):
 # --- charts ----------------------------------------------------------------------------------------
 def lines_chart(plt, name, title, x_label, y_label, series, reference=None, log_y=False):
     """series: {label: [(x, y)]}; x is spaced by powers of two."""
+    from matplotlib import ticker
     series = {k: [(x, y) for x, y in v if y is not None] for k, v in series.items()}
     series = {k: v for k, v in series.items() if len(v) > 1}
     if not series:
         return
     figure, axes = plt.subplots(figsize=(7, 4))
+    kinds = []  # what differs in precision only has one colour
     for label, points in series.items():
+        kind = re.sub(r"\b(fast|exact)\b", "", label)
+        kinds += [kind] * (kind not in kinds)
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, linewidth=1.2,
-                  linestyle="--" if "exact" in label else "-", label=label)
+                  linestyle="--" if "exact" in label else "-", color=f"C{kinds.index(kind)}", label=label)
     if reference:
         axes.axhline(reference[1], color="gray", linewidth=0.8, linestyle=":", label=reference[0])
     ticks = sorted({x for v in series.values() for x, _ in v})
-    axes.set_xscale("symlog" if ticks[0] == 0 else "log", base=2)
+    axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
-    axes.minorticks_off()
     if log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     else:
         axes.set_ylim(bottom=0)
+    axes.minorticks_off()
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(fontsize=7, ncols=2)
@@ -217,6 +225,7 @@ def save(plt, figure, name):
     figure.tight_layout()
     figure.savefig(os.path.join(IMAGES, name + ".svg"), metadata={"Date": None})
     plt.close(figure)
+    drawn.append(name)
 
 
 def draw_kernels(plt, rows):
