@@ -4,7 +4,8 @@
  * passes there are some hundreds for choosing tokens and handing them out, so a thread that has
  * nothing to do first spins for a while (WORKER_SPIN) and only then sleeps on a futex.  The caller,
  * who waits for threads inside a piece, spins shorter (CALLER_SPIN): what takes longer is a thread
- * that has lost its CPU to somebody, and the caller's may be what it needs.
+ * that has lost its CPU to somebody, and the caller's may be what it needs.  A spinning thread that
+ * notices a gap of LOST_CPU shares its CPU with somebody who has work to do, and leaves it to them.
  *
  * Everything turns on one 32-bit word, which is also the futex:
  *     number of the job (20 bits) | OPEN | number of threads inside (11 bits)
@@ -29,9 +30,9 @@
 #include <unistd.h>
 
 enum { INSIDE = 0x7ff, OPEN = 0x800, JOB_SHIFT = 12, MAX_THREADS = 1024 };
-/* Seconds.  With 50 us for both, workers slept between two passes over a base of 1.1B, and one sequence
- * got 58 tokens a second instead of 61. */
-static const double WORKER_SPIN = 500e-6, CALLER_SPIN = 50e-6;
+/* Seconds.  With 50 us for both, workers slept between any two passes over a base of 1.1B (two sleeps a
+ * token of one sequence); with 100 us and more they did not. */
+static const double WORKER_SPIN = 200e-6, CALLER_SPIN = 50e-6, LOST_CPU = 20e-6;
 
 struct worker {
     struct pool *pool;
@@ -78,11 +79,14 @@ static void pause_a_moment(void)
 static void wait_for_change(struct pool *p, uint32_t old, double spin)
 {
     const double start = now_mono();
+    double before, now = start;
     do {
+        before = now;
         pause_a_moment();
         if (atomic_load(&p->state) != old)
             return;
-    } while (now_mono() - start < spin);
+        now = now_mono();
+    } while (now - start < spin && now - before < LOST_CPU);
     /* Counted before the kernel compares the word: whoever changes it after that comparison
      * sees the count and wakes us. */
     atomic_fetch_add(&p->sleepers, 1);
