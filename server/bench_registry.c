@@ -200,8 +200,8 @@ static int measure_pages(void *arg, double *ret, struct err *err)
     return rc;
 }
 
-/* One token from each of `n` adapters, so many at a time. */
-static int use_adapters(struct registry *r, int n, struct err *err)
+/* n requests for one token, so many at a time: each of another adapter, or all of the first. */
+static int use_adapters(struct registry *r, int n, bool all, struct err *err)
 {
     enum { AT_ONCE = 16 };
     struct stage_client c[AT_ONCE];
@@ -210,7 +210,7 @@ static int use_adapters(struct registry *r, int n, struct err *err)
     for (int first = 0; first < n && rc == ERR_OK; first += AT_ONCE) {
         const int now = n - first < AT_ONCE ? n - first : AT_ONCE;
         for (int i = 0; i < now; i++) {
-            names[i] = stage_name(first + i);
+            names[i] = stage_name(all ? first + i : 0);
             c[i] = (struct stage_client){ .model = names[i].s, .prompt_tokens = 1, .max_tokens = 1 };
         }
         rc = stage_clients(r->server.port, c, now, (uint64_t)first, err);
@@ -220,18 +220,19 @@ static int use_adapters(struct registry *r, int n, struct err *err)
     return rc;
 }
 
-/* How much the server grows while several times the cache's budget of adapters pass through it; what it
- * needs whatever the adapter was taken by a few of them before. */
+/* How much the server grows while several times the cache's budget of adapters pass through it.  What as
+ * many requests take whatever the adapter (pages of the KV cache are touched for the first time) they have
+ * taken before, with one adapter. */
 static int measure_memory(struct registry *r, struct err *err)
 {
     const int through = (int)(4u * CACHE_BYTES / r->adapter_bytes);
     const int n = through < r->n ? through : r->n;
     struct bench_series grown = { .name = "grown", .unit = "MiB", .n = 1 };
     struct bench_series budget = { .name = "MiB of cache", .unit = "MiB", .n = 1 };
-    int rc = use_adapters(r, 16, err);
+    int rc = use_adapters(r, n, false, err);
     const size_t before = stage_serve_resident(&r->server);
     if (rc == ERR_OK)
-        rc = use_adapters(r, n, err);
+        rc = use_adapters(r, n, true, err);
     const size_t after = stage_serve_resident(&r->server);
     grown.v[0] = after > before ? (double)(after - before) / (1 << 20) : 0.01;
     budget.v[0] = (double)CACHE_BYTES / (1 << 20);
