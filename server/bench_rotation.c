@@ -318,7 +318,7 @@ static int run(struct bench *b, struct err *err)
         return rc;
     r = (struct rotation){ .b = b, .compute = b->compute, .db = stage_path(&st, "rotation.db"),
                            .counts = b->quick ? counts_quick : counts_full, .ncounts = b->quick ? 2 : COUNTS,
-                           .requests = b->quick ? 48 : 64 };
+                           .requests = 48 };
     r.compute.precision = b->precisions[PREC_FAST] ? PREC_FAST : PREC_EXACT;
     for (int i = 0; i < ADAPTERS_MAX; i++)
         r.likely[i] = (i > 0 ? r.likely[i - 1] : 0) + pow(i + 1, -zipf);
