@@ -25,16 +25,40 @@ struct query {
 
 struct tile {
     int begin; /* position */
-    const void *k[OPS_TILE_PAGES], *v[OPS_TILE_PAGES]; /* of pages that some query sees */
+    int pages;                                         /* that are there, to be read or fetched */
+    const void *k[OPS_TILE_PAGES], *v[OPS_TILE_PAGES];
 };
 
 static int imin(int a, int b) { return a < b ? a : b; }
 static int imax(int a, int b) { return a > b ? a : b; }
 
-/* Scores of pages [page_lo, page_hi) of the tile. */
+/* Ask memory for one page's K and V, that they are there when the tile's turn comes: pages lie apart,
+ * so the processor cannot guess the next one. */
+static void fetch_page(const struct attn_layer *a, const struct tile *t, int page)
+{
+    const size_t bytes = kv_part_bytes(kv_type_of(a->kv), a->hd);
+    const char *k = t->k[page], *v = t->v[page];
+    for (size_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(k + i);
+        __builtin_prefetch(v + i);
+    }
+}
+
+static void tile_set(struct tile *t, const struct attn_layer *a, const int32_t *pages, int begin,
+                     int end, int g)
+{
+    t->begin = begin;
+    t->pages = imax(0, imin(end - begin + KV_PAGE - 1, OPS_TILE)) / KV_PAGE;
+    for (int p = 0; p < t->pages; p++) {
+        t->k[p] = kv_k(a->kv, pages[begin / KV_PAGE + p], a->layer, g);
+        t->v[p] = kv_v(a->kv, pages[begin / KV_PAGE + p], a->layer, g);
+    }
+}
+
+/* Scores of pages [page_lo, page_hi) of the tile, while pages of `next` are fetched (NULL: of none). */
 static void tile_scores(const struct ops *ops, const struct attn_layer *a, const struct tile *t,
-                        const struct query *q, float (*scores)[OPS_TILE], int nq, int page_lo,
-                        int page_hi, bool f32)
+                        const struct tile *next, const struct query *q, float (*scores)[OPS_TILE], int nq, int page_lo,
+                        int page_hi, enum kv_type type)
 {
     const float *in[OPS_QUERIES];
     float *s[OPS_QUERIES];
@@ -43,7 +67,9 @@ static void tile_scores(const struct ops *ops, const struct attn_layer *a, const
             in[i] = q[i].q;
             s[i] = scores[i] + p * KV_PAGE;
         }
-        ops->scores(t->k[p], f32, a->hd, a->scale, nq, in, s);
+        if (next != NULL && p < next->pages)
+            fetch_page(a, next, p);
+        ops->scores(t->k[p], type, a->hd, a->scale, nq, in, s);
         for (int i = 0; i < nq && a->softcap > 0; i++)
             ops->softcap(a->softcap, KV_PAGE, s[i]);
         for (int i = 0; i < nq && a->slopes != NULL; i++)
@@ -54,24 +80,44 @@ static void tile_scores(const struct ops *ops, const struct attn_layer *a, const
 
 /* out += p V over positions [lo, hi) of the tile, for all of q. */
 static void add_values(const struct ops *ops, const struct attn_layer *a, const struct tile *t,
-                       struct query *q, float (*scores)[OPS_TILE], int nq, int lo, int hi, bool f32)
+                       struct query *q, float (*scores)[OPS_TILE], int nq, int lo, int hi, enum kv_type type)
 {
     const float *p[OPS_QUERIES];
     float *out[OPS_QUERIES];
-    while (lo < hi) {
-        int page = lo / KV_PAGE, begin = page * KV_PAGE, end = imin(hi, begin + KV_PAGE);
-        for (int i = 0; i < nq; i++) {
-            p[i] = scores[i] + begin;
-            out[i] = q[i].out;
-        }
-        ops->values(t->v[page], f32, a->hd, lo - begin, end - begin, nq, p, out);
-        lo = end;
+    if (lo >= hi)
+        return;
+    for (int i = 0; i < nq; i++) {
+        p[i] = scores[i];
+        out[i] = q[i].out;
     }
+    ops->values(t->v, type, a->hd, lo, hi, nq, p, out);
+}
+
+/* The running softmax of those that see something of the tile. */
+static void tile_softmax(const struct ops *ops, const struct attn_layer *a, struct query *q,
+                         float (*scores)[OPS_TILE], int nq, const int *lo, const int *hi)
+{
+    struct ops_softmax *m[OPS_QUERIES];
+    float *s[OPS_QUERIES], *out[OPS_QUERIES], fix[OPS_QUERIES];
+    int first[OPS_QUERIES], end[OPS_QUERIES], n = 0;
+    for (int i = 0; i < nq; i++) {
+        if (lo[i] == hi[i])
+            continue;
+        m[n] = &q[i].m;
+        s[n] = scores[i];
+        out[n] = q[i].out;
+        first[n] = lo[i];
+        end[n++] = hi[i];
+    }
+    ops->softmax(n, m, s, first, end, fix);
+    for (int i = 0; i < n; i++)
+        if (fix[i] != 1.0f)
+            ops->scale(fix[i], a->hd, out[i]);
 }
 
 /* A tile for a group of queries. */
 static void group_run(const struct ops *ops, const struct attn_layer *a, const struct tile *t,
-                      struct query *q, int nq, bool f32)
+                      const struct tile *next, struct query *q, int nq, enum kv_type type)
 {
     _Alignas(64) float s[OPS_QUERIES][OPS_TILE];
     int lo[OPS_QUERIES], hi[OPS_QUERIES], all_lo = 0, all_hi = OPS_TILE;
@@ -88,29 +134,23 @@ static void group_run(const struct ops *ops, const struct attn_layer *a, const s
     }
     if (some_lo >= some_hi)
         return;
-    tile_scores(ops, a, t, q, s, nq, some_lo / KV_PAGE, (some_hi + KV_PAGE - 1) / KV_PAGE, f32);
-    for (int i = 0; i < nq; i++) {
-        if (lo[i] == hi[i])
-            continue;
-        float fix = ops->softmax(&q[i].m, s[i], lo[i], hi[i]);
-        if (fix != 1.0f)
-            ops->scale(fix, a->hd, q[i].out);
-    }
+    tile_scores(ops, a, t, next, q, s, nq, some_lo / KV_PAGE, (some_hi + KV_PAGE - 1) / KV_PAGE, type);
+    tile_softmax(ops, a, q, s, nq, lo, hi);
     /* Positions that only some of them see are added for those alone: what a query must not see
      * could be infinite, and 0 times that is not 0. */
     all_hi = imax(all_hi, all_lo);
     for (int i = 0; i < nq; i++)
-        add_values(ops, a, t, &q[i], &s[i], 1, lo[i], imin(all_lo, hi[i]), f32);
-    add_values(ops, a, t, q, s, nq, all_lo, all_hi, f32);
+        add_values(ops, a, t, &q[i], &s[i], 1, lo[i], imin(all_lo, hi[i]), type);
+    add_values(ops, a, t, q, s, nq, all_lo, all_hi, type);
     for (int i = 0; i < nq; i++)
-        add_values(ops, a, t, &q[i], &s[i], 1, imax(all_hi, lo[i]), hi[i], f32);
+        add_values(ops, a, t, &q[i], &s[i], 1, imax(all_hi, lo[i]), hi[i], type);
 }
 
 /* The softmax and values of a segment, of which q[i] sees [q[i].lo, q[i].hi). */
 static void segment_run(const struct ops *ops, const struct attn_layer *a, const int32_t *pages,
                         struct query *q, int nq, int g)
 {
-    const bool f32 = kv_is_f32(a->kv);
+    const enum kv_type type = kv_type_of(a->kv);
     int lo = q[0].lo, hi = q[0].hi;
     for (int i = 0; i < nq; i++) {
         lo = imin(lo, q[i].lo);
@@ -120,16 +160,13 @@ static void segment_run(const struct ops *ops, const struct attn_layer *a, const
         q[i].m = (struct ops_softmax){ .max = -INFINITY };
         memset(q[i].out, 0, (size_t)a->hd * sizeof *q[i].out);
     }
-    for (int begin = lo / OPS_TILE * OPS_TILE; begin < hi; begin += OPS_TILE) {
-        struct tile t = { .begin = begin };
-        const int page_hi = (imin(hi - begin, OPS_TILE) + KV_PAGE - 1) / KV_PAGE;
-        for (int p = imax(lo - begin, 0) / KV_PAGE; p < page_hi; p++) {
-            int page = pages[begin / KV_PAGE + p];
-            t.k[p] = kv_k(a->kv, page, a->layer, g);
-            t.v[p] = kv_v(a->kv, page, a->layer, g);
-        }
+    struct tile tiles[2];
+    tile_set(&tiles[0], a, pages, lo / OPS_TILE * OPS_TILE, hi, g);
+    for (int n = 0; tiles[n % 2].begin < hi; n++) {
+        struct tile *t = &tiles[n % 2], *next = &tiles[(n + 1) % 2];
+        tile_set(next, a, pages, t->begin + OPS_TILE, hi, g);
         for (int i = 0; i < nq; i += OPS_QUERIES)
-            group_run(ops, a, &t, q + i, imin(OPS_QUERIES, nq - i), f32);
+            group_run(ops, a, t, i == 0 ? next : NULL, q + i, imin(OPS_QUERIES, nq - i), type);
     }
 }
 
@@ -225,9 +262,9 @@ void attn_fold(const struct ops *ops, int hd, struct ops_softmax *m, float *valu
     }
     w[0] = &weight;
     to[0] = m->sum;
-    ops->values(next_m->sum, true, 16, 0, 1, 1, w, to);
+    ops->values(&(const void *){ next_m->sum }, KV_F32, 16, 0, 1, 1, w, to);
     to[0] = values;
-    ops->values(next_values, true, hd, 0, 1, 1, w, to);
+    ops->values(&(const void *){ next_values }, KV_F32, hd, 0, 1, 1, w, to);
 }
 
 void attn_finish(const struct ops *ops, int hd, struct ops_softmax *m, float *values)
@@ -256,18 +293,32 @@ static void store_f16(const struct ops *ops, uint16_t *kt, uint16_t *v, int at, 
     ops->to_f16(val, hd, v + at * hd);
 }
 
+static void store_q8(const struct ops *ops, int8_t *kt, int8_t *v, int at, int hd, const float *k,
+                     const float *val)
+{
+    uint16_t *k_scales = (uint16_t *)(kt + hd * KV_PAGE), *v_scales = (uint16_t *)(v + hd * KV_PAGE);
+    for (int d = 0; d < hd; d += KV_Q8_BLOCK) {
+        const int n = imin(KV_Q8_BLOCK, hd - d), block = d / KV_Q8_BLOCK;
+        int8_t tmp[KV_Q8_BLOCK];
+        ops->to_q8(k + d, n, tmp, &k_scales[block * KV_PAGE + at]);
+        for (int e = 0; e < n; e++)
+            kt[(d + e) * KV_PAGE + at] = tmp[e];
+        ops->to_q8(val + d, n, v + at * hd + d, &v_scales[block * KV_PAGE + at]);
+    }
+}
+
 void attn_store(const struct ops *ops, const struct kv_cache *kv, const int32_t *pages, int layer,
                 int G, int hd, int pos, const float *k, const float *v, int step)
 {
-    const bool f32 = kv_is_f32(kv);
     const int page = pages[pos / KV_PAGE], at = pos % KV_PAGE;
     for (int g = 0; g < G; g++) {
         void *kt = kv_k(kv, page, layer, g), *vt = kv_v(kv, page, layer, g);
         const size_t off = (size_t)g * (size_t)step;
-        if (f32)
-            store_f32(kt, vt, at, hd, k + off, v + off);
-        else
-            store_f16(ops, kt, vt, at, hd, k + off, v + off);
+        switch (kv_type_of(kv)) {
+        case KV_F16: store_f16(ops, kt, vt, at, hd, k + off, v + off); break;
+        case KV_F32: store_f32(kt, vt, at, hd, k + off, v + off); break;
+        case KV_Q8: store_q8(ops, kt, vt, at, hd, k + off, v + off); break;
+        }
     }
 }
 

@@ -21,6 +21,10 @@
 
 enum { NONE = -1, MAX_PAGES = 1 << 28 };
 
+/* Pages of an extent.  In its memory what belongs to one head lies together, page after page: attention
+ * reads one head of one layer over many positions, and a sequence alone mostly gets pages in order. */
+enum { EXTENT = 64 };
+
 struct page {
     uint8_t hash[32];
     int32_t refs;
@@ -31,9 +35,9 @@ struct page {
 
 struct kv_cache {
     uint8_t *data;
-    size_t data_bytes, page_bytes, head_bytes, layer_bytes;
-    int npages;
-    bool f32;
+    size_t data_bytes, page_bytes, head_bytes; /* head: K and V of one in one layer */
+    int npages, G;
+    enum kv_type type;
     struct page *pages;
     int32_t *buckets; /* [mask + 1], first page or NONE */
     uint32_t mask;
@@ -56,21 +60,41 @@ static void add_u64(_Atomic uint64_t *p, uint64_t d)
                           memory_order_relaxed);
 }
 
-size_t kv_page_bytes(const struct arch *a, bool f32)
+static const char *const type_names[] = { [KV_F16] = "f16", [KV_F32] = "f32", [KV_Q8] = "q8" };
+
+const char *kv_type_name(enum kv_type t) { return type_names[t]; }
+
+int kv_type_parse(const char *name, enum kv_type *ret, struct err *err)
 {
-    return (size_t)a->L * (size_t)a->G * (size_t)a->hd * KV_PAGE * 2 * (f32 ? 4 : 2);
+    for (int t = KV_F16; t <= KV_Q8; t++)
+        if (strcmp(name, type_names[t]) == 0) {
+            *ret = (enum kv_type)t;
+            return ERR_OK;
+        }
+    return err_set(err, ERR_INVALID, "keys and values are f16, f32 or q8, not %s", name);
 }
 
-int kv_create(const struct arch *a, bool f32, size_t bytes, struct kv_cache **ret,
+size_t kv_part_bytes(enum kv_type t, int hd)
+{
+    const size_t n = (size_t)hd * KV_PAGE, blocks = ((size_t)hd + KV_Q8_BLOCK - 1) / KV_Q8_BLOCK;
+    return t == KV_F32 ? n * 4 : t == KV_F16 ? n * 2 : n + blocks * KV_PAGE * sizeof(uint16_t);
+}
+
+size_t kv_page_bytes(const struct arch *a, enum kv_type t)
+{
+    return (size_t)a->L * (size_t)a->G * 2 * kv_part_bytes(t, a->hd);
+}
+
+int kv_create(const struct arch *a, enum kv_type t, size_t bytes, struct kv_cache **ret,
               struct err *err)
 {
     struct kv_cache *c = calloc(1, sizeof *c);
     if (c == NULL)
         return err_nomem(err);
-    c->f32 = f32;
-    c->page_bytes = kv_page_bytes(a, f32);
-    c->layer_bytes = c->page_bytes / (size_t)a->L;
-    c->head_bytes = c->layer_bytes / (size_t)a->G;
+    c->type = t;
+    c->page_bytes = kv_page_bytes(a, t);
+    c->head_bytes = 2 * kv_part_bytes(t, a->hd);
+    c->G = a->G;
     size_t n = bytes / c->page_bytes;
     c->npages = n < 1 ? 1 : n > MAX_PAGES ? MAX_PAGES : (int)n;
     c->data_bytes = (size_t)c->npages * c->page_bytes;
@@ -123,7 +147,7 @@ void kv_stats(const struct kv_cache *c, struct kv_stats *ret)
     };
 }
 
-bool kv_is_f32(const struct kv_cache *c) { return c->f32; }
+enum kv_type kv_type_of(const struct kv_cache *c) { return c->type; }
 int kv_pages(const struct kv_cache *c) { return c->npages; }
 
 int kv_available(const struct kv_cache *c)
@@ -133,8 +157,11 @@ int kv_available(const struct kv_cache *c)
 
 void *kv_k(const struct kv_cache *c, int page, int layer, int g)
 {
-    return c->data + (size_t)page * c->page_bytes + (size_t)layer * c->layer_bytes +
-           (size_t)g * c->head_bytes;
+    const int first = page / EXTENT * EXTENT;
+    const int in = c->npages - first < EXTENT ? c->npages - first : EXTENT;
+    const size_t head = (size_t)layer * (size_t)c->G + (size_t)g;
+    return c->data + (size_t)first * c->page_bytes +
+           (head * (size_t)in + (size_t)(page - first)) * c->head_bytes;
 }
 
 void *kv_v(const struct kv_cache *c, int page, int layer, int g)

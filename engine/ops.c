@@ -1,7 +1,7 @@
 /* ops.c - the scalar operations, which define what the vector ones must return.
  *
  * Read this for the orders and roundings; it is written to be read, not to be fast. */
-#include "engine/ops.h"
+#include "engine/ops_attn_int.h"
 
 #include "engine/dot.h"
 #include "engine/num.h"
@@ -148,53 +148,6 @@ static void to_f16(const float *x, int n, uint16_t *y)
         y[i] = f32_to_f16(x[i]);
 }
 
-static float element(const void *p, bool f32, size_t i)
-{
-    return f32 ? ((const float *)p)[i] : f16_to_f32(((const uint16_t *)p)[i]);
-}
-
-static void scores(const void *k, bool f32, int hd, float scale, int nq, const float *const *q,
-                   float *const *s)
-{
-    for (int i = 0; i < nq; i++) {
-        for (int j = 0; j < KV_PAGE; j++) {
-            float acc[4] = { 0 };
-            for (int d = 0; d < hd; d++)
-                acc[d % 4] = fmaf(q[i][d], element(k, f32, (size_t)d * KV_PAGE + (size_t)j),
-                                  acc[d % 4]);
-            s[i][j] = ((acc[0] + acc[1]) + (acc[2] + acc[3])) * scale;
-        }
-    }
-}
-
-static float softmax(struct ops_softmax *m, float *s, int a, int b)
-{
-    float top = -INFINITY, fix = 1.0f;
-    for (int j = a; j < b; j++)
-        top = s[j] > top ? s[j] : top;
-    if (top > m->max) {
-        fix = exp1(m->max - top);
-        m->max = top;
-        for (int l = 0; l < 16; l++)
-            m->sum[l] *= fix;
-    }
-    for (int j = 0; j < OPS_TILE; j++) {
-        s[j] = j >= a && j < b ? exp1(s[j] - m->max) : 0.0f;
-        m->sum[j % 16] += s[j];
-    }
-    return fix;
-}
-
-static void values(const void *v, bool f32, int hd, int a, int b, int nq, const float *const *p,
-                   float *const *out)
-{
-    for (int i = 0; i < nq; i++)
-        for (int j = a; j < b; j++)
-            for (int d = 0; d < hd; d++)
-                out[i][d] = fmaf(p[i][j], element(v, f32, (size_t)j * (size_t)hd + (size_t)d),
-                                 out[i][d]);
-}
-
 static void scale_n(float c, int n, float *y)
 {
     for (int i = 0; i < n; i++)
@@ -223,10 +176,11 @@ static void softmax_grad(float c, float dot, int n, float *p, float *d)
 
 const struct ops ops_scalar = {
     .rmsnorm = rmsnorm, .rope = rope,     .silu_mul = silu_mul, .add = add,
-    .exp = exp_n,       .to_f16 = to_f16, .scores = scores,     .softmax = softmax,
-    .values = values,   .scale = scale_n,
+    .exp = exp_n,       .to_f16 = to_f16, .scores = scalar_scores,     .softmax = scalar_softmax,
+    .values = scalar_values,   .scale = scale_n,
     .layernorm = layernorm, .rope_pairs = rope_pairs, .gelu_tanh = gelu_tanh,
     .gelu_erf = gelu_erf,   .softcap = softcap,
+    .to_q8 = scalar_to_q8,
     .softmax_row = softmax_row, .softmax_grad = softmax_grad,
 };
 

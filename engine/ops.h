@@ -51,19 +51,27 @@ struct ops {
     /* Round to nearest even. */
     void (*to_f16)(const float *x, int n, uint16_t *y);
 
-    /* --- leaves of attention (attn.c) ---
-     * Scores of `nq` <= OPS_QUERIES queries with the 16 positions of one page, K transposed
-     * [hd][16], fp16 or fp32; sums over hd in 4 accumulators (d % 4), added as (0+1)+(2+3), times
-     * scale.  Scores go to s[i][0..15]. */
-    void (*scores)(const void *k, bool f32, int hd, float scale, int nq, const float *const *q,
-                   float *const *s);
-    /* s[0..64) are scores of which [a, b) are visible: they become exp(s - max), the others 0, and
-     * enter the sums.  Returns what the values gathered so far must be multiplied with (1 unless
-     * the maximum grew). */
-    float (*softmax)(struct ops_softmax *m, float *s, int a, int b);
-    /* out[i][d] = fma(p[i][j], v[j][d], out[i][d]) for j = a .. b-1 in turn, V [16][hd]. */
-    void (*values)(const void *v, bool f32, int hd, int a, int b, int nq, const float *const *p,
-                   float *const *out);
+    /* Blocks of KV_Q8_BLOCK numbers (the last may be short) as x = code * scale: scale = the largest
+     * |x| / 127 in fp16, codes rounded to nearest even, in -127..127.  A block with an infinity, a
+     * NaN or more than fp16 holds gets a NaN for a scale. */
+    void (*to_q8)(const float *x, int n, int8_t *codes, uint16_t *scales);
+
+    /* --- leaves of attention (attn.c); K and V of a page as they lie in the cache (kv.h) ---
+     * Scores of `nq` <= OPS_QUERIES queries with the 16 positions of one page; sums over hd in 4
+     * accumulators (d % 4), added as (0+1)+(2+3), times scale.  With KV_Q8 that is the sum of each
+     * block, and they are added as sum = fma(block, its scale, sum) from 0.  Scores go to
+     * s[i][0..15]. */
+    void (*scores)(const void *k, enum kv_type type, int hd, float scale, int nq,
+                   const float *const *q, float *const *s);
+    /* For each of nq <= OPS_QUERIES: s[0..64) are scores of which [a, b) are visible, at least one:
+     * they become exp(s - max), the others 0, and enter the sums.  ret_fix is what the values
+     * gathered so far must be multiplied with (1 unless the maximum grew). */
+    void (*softmax)(int nq, struct ops_softmax *const *m, float *const *s, const int *a,
+                    const int *b, float *ret_fix);
+    /* out[i][d] = fma(p[i][j], V[j][d], out[i][d]) for j = a .. b-1 in turn; a and b count positions
+     * of the tile, whose pages are v[0..3].  With KV_Q8: fma(p[i][j] * scale, code, out[i][d]). */
+    void (*values)(const void *const *v, enum kv_type type, int hd, int a, int b, int nq,
+                   const float *const *p, float *const *out);
     /* y *= c */
     void (*scale)(float c, int n, float *y);
 

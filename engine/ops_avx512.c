@@ -3,17 +3,12 @@
  * Tails are masked: a lane without an element keeps its value, as a scalar lane does that gets
  * nothing.  Compiled for AVX-512 F/BW/DQ/VL by target attributes; called only where isa_select()
  * found them. */
-#include "engine/ops.h"
-#include "engine/simd_int.h"
+#include "engine/ops_attn_int.h"
+#include "engine/ops_avx512_int.h"
 
 #if defined(__x86_64__)
 #include <math.h>
 #include <stddef.h>
-
-
-/* Mask of the first n lanes, n in 0..16. */
-INLINE AVX512 __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
-INLINE AVX512 __mmask16 tail(int left) { return left >= 16 ? (__mmask16)0xffff : first(left); }
 
 INLINE AVX512 float tree(__m512 v)
 {
@@ -21,35 +16,6 @@ INLINE AVX512 float tree(__m512 v)
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b)); /* 0+2, 1+3 */
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-}
-
-/* exp(x) = 2^n (1 + p); returns p. */
-INLINE AVX512 __m512 exp_parts(__m512 x, __m512 *ret_n)
-{
-    const __m512 magic = _mm512_set1_ps(OPS_ROUND);
-    __m512 n = _mm512_sub_ps(
-        _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(OPS_LOG2E)), magic), magic);
-    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-OPS_LN2_HI), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-OPS_LN2_LO), r);
-    __m512 q = _mm512_fmadd_ps(_mm512_set1_ps(OPS_EXP_Q5), r, _mm512_set1_ps(OPS_EXP_Q4));
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(OPS_EXP_Q3));
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(OPS_EXP_Q2));
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(OPS_EXP_Q1));
-    q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(OPS_EXP_Q0));
-    *ret_n = n;
-    return _mm512_fmadd_ps(_mm512_mul_ps(r, r), q, r);
-}
-
-/* max and min return their second operand when one is a NaN: x, here. */
-INLINE AVX512 __m512 clamp(__m512 x, float lo, float hi)
-{
-    return _mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), x));
-}
-
-INLINE AVX512 __m512 exp16(__m512 x)
-{
-    __m512 n, p = exp_parts(clamp(x, OPS_EXP_MIN, OPS_EXP_MAX), &n);
-    return _mm512_scalef_ps(_mm512_add_ps(p, _mm512_set1_ps(1.0f)), n);
 }
 
 INLINE AVX512 __m512 tanh16(__m512 x)
@@ -221,161 +187,6 @@ AVX512 static void to_f16(const float *x, int n, uint16_t *y)
     }
 }
 
-/* 16 elements from element i on. */
-INLINE AVX512 __m512 load(const void *p, bool f32, size_t i)
-{
-    if (f32)
-        return _mm512_loadu_ps((const float *)p + i);
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)p + i)));
-}
-
-INLINE AVX512 __m512 load_tail(const void *p, bool f32, size_t i, __mmask16 m)
-{
-    if (f32)
-        return _mm512_maskz_loadu_ps(m, (const float *)p + i);
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *)p + i));
-}
-
-/* `nq` and `f32` are literals at every call, so that the accumulators live in registers. */
-INLINE AVX512 void scores_nq(const void *k, bool f32, int hd, float scale, int nq, const float *const *q,
-                      float *const *s)
-{
-    __m512 acc[OPS_QUERIES][4];
-    UNROLL
-    for (int i = 0; i < nq; i++)
-        UNROLL
-        for (int a = 0; a < 4; a++)
-            acc[i][a] = _mm512_setzero_ps();
-    int d = 0;
-    for (; d + 4 <= hd; d += 4)
-        UNROLL
-        for (int a = 0; a < 4; a++) {
-            __m512 v = load(k, f32, (size_t)(d + a) * KV_PAGE);
-            UNROLL
-            for (int i = 0; i < nq; i++)
-                acc[i][a] = _mm512_fmadd_ps(_mm512_set1_ps(q[i][d + a]), v, acc[i][a]);
-        }
-    UNROLL
-    for (int a = 0; a < 3; a++)
-        if (d + a < hd) {
-            __m512 v = load(k, f32, (size_t)(d + a) * KV_PAGE);
-            UNROLL
-            for (int i = 0; i < nq; i++)
-                acc[i][a] = _mm512_fmadd_ps(_mm512_set1_ps(q[i][d + a]), v, acc[i][a]);
-        }
-    UNROLL
-    for (int i = 0; i < nq; i++) {
-        __m512 sum = _mm512_add_ps(_mm512_add_ps(acc[i][0], acc[i][1]),
-                                   _mm512_add_ps(acc[i][2], acc[i][3]));
-        _mm512_storeu_ps(s[i], _mm512_mul_ps(sum, _mm512_set1_ps(scale)));
-    }
-}
-
-AVX512 static void scores(const void *k, bool f32, int hd, float scale, int nq,
-                          const float *const *q, float *const *s)
-{
-    switch (nq * 2 + f32) {
-    case 2: scores_nq(k, false, hd, scale, 1, q, s); break;
-    case 3: scores_nq(k, true, hd, scale, 1, q, s); break;
-    case 4: scores_nq(k, false, hd, scale, 2, q, s); break;
-    case 5: scores_nq(k, true, hd, scale, 2, q, s); break;
-    case 6: scores_nq(k, false, hd, scale, 3, q, s); break;
-    case 7: scores_nq(k, true, hd, scale, 3, q, s); break;
-    case 8: scores_nq(k, false, hd, scale, 4, q, s); break;
-    case 9: scores_nq(k, true, hd, scale, 4, q, s); break;
-    }
-}
-
-AVX512 static float softmax(struct ops_softmax *m, float *s, int a, int b)
-{
-    const __m512 none = _mm512_set1_ps(-INFINITY);
-    uint64_t visible = (b >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << b) - 1) & ~(uint64_t)0 << a;
-    __m512 v[4], top = none;
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        v[i] = _mm512_mask_loadu_ps(none, (__mmask16)(visible >> 16 * i), s + 16 * i);
-        top = _mm512_max_ps(v[i], top);
-    }
-    float fix = 1.0f, max = _mm512_reduce_max_ps(top);
-    __m512 sum = _mm512_loadu_ps(m->sum);
-    if (max > m->max) {
-        fix = _mm512_cvtss_f32(exp16(_mm512_set1_ps(m->max - max)));
-        m->max = max;
-        sum = _mm512_mul_ps(sum, _mm512_set1_ps(fix));
-    }
-    const __m512 base = _mm512_set1_ps(m->max);
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        __mmask16 k = (__mmask16)(visible >> 16 * i);
-        v[i] = _mm512_maskz_mov_ps(k, exp16(_mm512_sub_ps(v[i], base)));
-        sum = _mm512_add_ps(sum, v[i]);
-        _mm512_storeu_ps(s + 16 * i, v[i]);
-    }
-    _mm512_storeu_ps(m->sum, sum);
-    return fix;
-}
-
-/* `nv` vectors of the head from element d on; the last may be short.  nq, nv, f32 are literals. */
-INLINE AVX512 void values_nq(const void *v, bool f32, int hd, int a, int b, int nq, const float *const *p,
-                      float *const *out, int d, int nv, __mmask16 m)
-{
-    __m512 acc[OPS_QUERIES][4];
-    UNROLL
-    for (int i = 0; i < nq; i++)
-        UNROLL
-        for (int e = 0; e < nv; e++)
-            acc[i][e] = _mm512_maskz_loadu_ps(e == nv - 1 ? m : (__mmask16)0xffff,
-                                              out[i] + d + 16 * e);
-    for (int j = a; j < b; j++) {
-        const size_t at = (size_t)j * (size_t)hd + (size_t)d;
-        __m512 x[4];
-        UNROLL
-        for (int e = 0; e < nv; e++)
-            x[e] = e == nv - 1 ? load_tail(v, f32, at + 16 * (size_t)e, m)
-                               : load(v, f32, at + 16 * (size_t)e);
-        UNROLL
-        for (int i = 0; i < nq; i++) {
-            const __m512 w = _mm512_set1_ps(p[i][j]);
-            UNROLL
-            for (int e = 0; e < nv; e++)
-                acc[i][e] = _mm512_fmadd_ps(w, x[e], acc[i][e]);
-        }
-    }
-    UNROLL
-    for (int i = 0; i < nq; i++)
-        UNROLL
-        for (int e = 0; e < nv; e++)
-            _mm512_mask_storeu_ps(out[i] + d + 16 * e, e == nv - 1 ? m : (__mmask16)0xffff,
-                                  acc[i][e]);
-}
-
-INLINE AVX512 void values_all(const void *v, bool f32, int hd, int a, int b, int nq,
-                       const float *const *p, float *const *out)
-{
-    int d = 0;
-    for (; d + 64 <= hd; d += 64)
-        values_nq(v, f32, hd, a, b, nq, p, out, d, 4, (__mmask16)0xffff);
-    for (; d + 32 <= hd; d += 32)
-        values_nq(v, f32, hd, a, b, nq, p, out, d, 2, (__mmask16)0xffff);
-    for (; d < hd; d += 16)
-        values_nq(v, f32, hd, a, b, nq, p, out, d, 1, tail(hd - d));
-}
-
-AVX512 static void values(const void *v, bool f32, int hd, int a, int b, int nq,
-                          const float *const *p, float *const *out)
-{
-    switch (nq * 2 + f32) {
-    case 2: values_all(v, false, hd, a, b, 1, p, out); break;
-    case 3: values_all(v, true, hd, a, b, 1, p, out); break;
-    case 4: values_all(v, false, hd, a, b, 2, p, out); break;
-    case 5: values_all(v, true, hd, a, b, 2, p, out); break;
-    case 6: values_all(v, false, hd, a, b, 3, p, out); break;
-    case 7: values_all(v, true, hd, a, b, 3, p, out); break;
-    case 8: values_all(v, false, hd, a, b, 4, p, out); break;
-    case 9: values_all(v, true, hd, a, b, 4, p, out); break;
-    }
-}
-
 AVX512 static void scale_n(float c, int n, float *y)
 {
     const __m512 v = _mm512_set1_ps(c);
@@ -413,10 +224,11 @@ AVX512 static void softmax_grad(float c, float dot, int n, float *p, float *d)
 
 const struct ops ops_avx512 = {
     .rmsnorm = rmsnorm, .rope = rope,     .silu_mul = silu_mul, .add = add,
-    .exp = exp_n,       .to_f16 = to_f16, .scores = scores,     .softmax = softmax,
-    .values = values,   .scale = scale_n,
+    .exp = exp_n,       .to_f16 = to_f16, .scores = avx512_scores,     .softmax = avx512_softmax,
+    .values = avx512_values,   .scale = scale_n,
     .layernorm = layernorm, .rope_pairs = rope_pairs, .gelu_tanh = gelu_tanh,
     .gelu_erf = gelu_erf,   .softcap = softcap,
+    .to_q8 = avx512_to_q8,
     .softmax_row = softmax_row, .softmax_grad = softmax_grad,
 };
 #endif

@@ -368,7 +368,7 @@ size_t sched_work_bytes(const struct sched_opts *o)
 static int make_parts(struct sched *s, const struct sched_opts *o, struct err *err)
 {
     const struct base *b = s->base;
-    int rc = kv_create(&b->arch, b->is_f32, o->kv_bytes, &s->kv, err);
+    int rc = kv_create(&b->arch, o->kv_type, o->kv_bytes, &s->kv, err);
     if (rc != ERR_OK)
         return rc;
     const int context = s->max_context; /* how much memory there is must not choose the angles */

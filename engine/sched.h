@@ -34,6 +34,7 @@ struct sched_opts {
     const struct compute *compute;
     struct adapter_cache *adapters; /* may be NULL: no adapters by version */
     size_t kv_bytes;
+    enum kv_type kv_type; /* kv_type_default() is what a base has unless told otherwise */
     int max_seqs;    /* running at once, and no more than step_tokens; 0: 64 */
     int step_tokens; /* rows of a step at most; 0: 512 */
     int chunk_tokens; /* of these for prompts, while other sequences wait for their next token; 0:

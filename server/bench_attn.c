@@ -83,7 +83,7 @@ static int open_seqs(struct scene *c, struct err *err)
     float *k = malloc(WIDTH_MAX * sizeof *k);
     int rc = tokens == NULL || k == NULL ? err_nomem(err) : ERR_OK;
     if (rc == ERR_OK)
-        rc = kv_create(&a, false, (size_t)nseqs * (size_t)kv_pages_for(n) * kv_page_bytes(&a, false), &c->kv, err);
+        rc = kv_create(&a, KV_F16, (size_t)nseqs * (size_t)kv_pages_for(n) * kv_page_bytes(&a, KV_F16), &c->kv, err);
     while (rc == ERR_OK && c->nseqs < nseqs) {
         const int i = c->nseqs;
         rc = kv_open(c->kv, hash, tokens, n, &c->seqs[i], err);

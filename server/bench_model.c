@@ -38,7 +38,7 @@ static int open_seqs(struct bench_model *m, struct err *err)
 {
     const struct arch *a = &m->base->arch;
     const int pages = BENCH_BATCH_MAX * kv_pages_for(BENCH_CONTEXT + 1) + kv_pages_for(BENCH_PROMPT_MAX);
-    int rc = kv_create(a, false, (size_t)pages * kv_page_bytes(a, false), &m->kv, err);
+    int rc = kv_create(a, KV_F16, (size_t)pages * kv_page_bytes(a, KV_F16), &m->kv, err);
     for (int i = 0; i < BENCH_BATCH_MAX && rc == ERR_OK; i++)
         rc = open_seq(m, i, BENCH_CONTEXT, BENCH_CONTEXT + 1, &m->seqs[i], err);
     return rc == ERR_OK ? open_seq(m, BENCH_BATCH_MAX, 0, BENCH_PROMPT_MAX, &m->fresh, err) : rc;
@@ -69,7 +69,7 @@ int bench_model_open(struct bench *b, const char *shape, struct bench_model *ret
     /* Of the embedding a step reads a few rows. */
     const struct arch *a = &m->base->arch;
     m->read_bytes = m->base->bytes - (size_t)a->V * (size_t)a->D * 2;
-    m->kv_bytes = (size_t)kv_pages_for(BENCH_CONTEXT + 1) * kv_page_bytes(a, false);
+    m->kv_bytes = (size_t)kv_pages_for(BENCH_CONTEXT + 1) * kv_page_bytes(a, KV_F16);
     return ERR_OK;
 }
 

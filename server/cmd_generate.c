@@ -172,7 +172,8 @@ static int generate(struct session *s, struct gen_request *q, int lookup, const 
         const struct sched_opts so = {
             .base = s->base, .tokenizer = s->tokenizer, .compute = &s->compute, .max_seqs = 1,
             .step_tokens = ROWS, .max_context = (int)positions, .lookup = lookup,
-            .kv_bytes = ((positions + KV_PAGE - 1) / KV_PAGE) * kv_page_bytes(a, s->base->is_f32),
+            .kv_bytes = ((positions + KV_PAGE - 1) / KV_PAGE) * kv_page_bytes(a, s->kv_type),
+            .kv_type = s->kv_type,
         };
         rc = sched_create(&so, &sched, err);
     }

@@ -30,6 +30,7 @@ static const struct opt table[] = {
     { "memory", 'm', "SIZE", NULL, "for everything; default 80 % of what there is", false },
     { "kv", 0, "SIZE", NULL, "of that for the key/value cache; default three quarters of the rest",
       false },
+    KV_TYPE_OPTION,
     { "adapter-cache", 0, "SIZE", NULL, "of that for adapters; default a quarter of the rest",
       false },
     { "chat-template", 0, "FILE", NULL, "render messages with this template instead of the base's own",
@@ -87,7 +88,7 @@ struct server {
     struct http_opts ho;
     struct job_runner_opts jo;
     char memory_why[160];
-    bool run_jobs;
+    bool run_jobs, kv_type_given;
     struct mem_plan plan;
     int port, fd;
     bool keys;
@@ -214,6 +215,8 @@ static int load_base(struct server *s, const char *path, bool use_mmap, size_t m
     if (rc != ERR_OK)
         return rc;
     const struct arch *a = &s->base->arch;
+    if (!s->kv_type_given)
+        s->so.kv_type = kv_type_default(s->base->is_f32);
     s->so.base = s->base;
     s->so.tokenizer = s->tokenizer;
     s->so.compute = &s->compute;
@@ -223,7 +226,7 @@ static int load_base(struct server *s, const char *path, bool use_mmap, size_t m
     const int context = s->so.max_context ? s->so.max_context : a->max_positions;
     const size_t pages = ((size_t)context + KV_PAGE - 1) / KV_PAGE;
     return mem_plan(memory, s->base->bytes, sched_work_bytes(&s->so),
-                    pages * kv_page_bytes(a, s->base->is_f32), kv, cache, &s->plan, err);
+                    pages * kv_page_bytes(a, s->so.kv_type), kv, cache, &s->plan, err);
 }
 
 static int start_engine(struct server *s, struct err *err)
@@ -284,19 +287,21 @@ static int start_api(struct server *s, const char *host, bool access_log, struct
 
 static void banner(const struct server *s, const char *host)
 {
-    char total[32], base[32], work[32], kv[32], adapters[32];
+    char total[32], base[32], work[32], kv[32], token[32], adapters[32];
     const bool v6 = strchr(host, ':') != NULL;
     fprintf(stderr,
             "lorad %s\n"
             "  base       %s, %s (%.1f million parameters, %.2f bytes each), hash %.16s\n"
-            "  memory     %s: base %s, work %s, KV %s, adapters %s\n"
+            "  memory     %s: base %s, work %s, KV %s (%s, %s a token), adapters %s\n"
             "  compute    %d thread%s, kernel %s, precision %s\n"
             "  database   %s, %s\n"
             "  listening  http://%s%s%s:%d/\n",
             lorad_version, s->base->name, human_bytes(s->base->bytes, base), (double)s->base->params / 1e6,
             (double)s->base->bytes / (double)s->base->params, s->base->hash_hex,
             human_bytes(s->plan.total, total), base, human_bytes(s->plan.work, work),
-            human_bytes(s->plan.kv, kv), human_bytes(s->plan.adapters, adapters),
+            human_bytes(s->plan.kv, kv), kv_type_name(s->so.kv_type),
+            human_bytes(kv_page_bytes(&s->base->arch, s->so.kv_type) / KV_PAGE, token),
+            human_bytes(s->plan.adapters, adapters),
             pool_threads(s->compute.pool), pool_threads(s->compute.pool) == 1 ? "" : "s", isa_name(s->compute.isa),
             precision_name(s->compute.precision), s->db_path,
             s->keys ? "every /v1 route needs a key" : "no keys: this machine only, tenant default",
@@ -344,7 +349,9 @@ static int serve(const struct opts *o, struct server *s, struct err *err)
     if (precision_parse(opt_str(o, "precision"), &s->compute.precision, err) != ERR_OK ||
         isa_select(opt_str(o, "kernel"), &s->compute.isa, err) != ERR_OK)
         return fail(2, "%s", err->msg);
-    const int code = read_job_options(o, s, &memory);
+    int code = session_kv_type(o, &s->so.kv_type, &s->kv_type_given);
+    if (code == 0)
+        code = read_job_options(o, s, &memory);
     if (code != 0)
         return code;
 

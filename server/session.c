@@ -112,6 +112,16 @@ static int add_adapters(struct session *s, const struct opts *o, struct err *err
     return rc == ERR_OK ? lora_set_check(&s->lora, err) : rc;
 }
 
+int session_kv_type(const struct opts *o, enum kv_type *ret, bool *ret_given)
+{
+    struct err err = { 0 };
+    const char *name = opt_str(o, "kv-type");
+    *ret_given = name != NULL;
+    if (name != NULL && kv_type_parse(name, ret, &err) != ERR_OK)
+        return fail(2, "--kv-type: %s", err.msg);
+    return 0;
+}
+
 /* --- opening ------------------------------------------------------------------------------------ */
 static int open_session(const struct opts *o, bool adapters, struct session *ret)
 {
@@ -126,9 +136,14 @@ static int open_session(const struct opts *o, bool adapters, struct session *ret
     if (precision_parse(opt_str(o, "precision"), &s.compute.precision, &err) != ERR_OK ||
         isa_select(opt_str(o, "kernel"), &s.compute.isa, &err) != ERR_OK)
         return fail(2, "%s", err.msg);
+    bool given = false;
+    if (adapters && session_kv_type(o, &s.kv_type, &given) != 0)
+        return 2;
     int rc = pool_create((int)threads, &s.compute.pool, &err);
     if (rc == ERR_OK)
         rc = base_load(base, s.compute.precision, opt_flag(o, "mmap"), &s.base, &err);
+    if (rc == ERR_OK && !given)
+        s.kv_type = kv_type_default(s.base->is_f32);
     if (rc == ERR_OK && adapters)
         rc = add_adapters(&s, o, &err);
     if (rc != ERR_OK) {
@@ -208,7 +223,7 @@ int session_runner_open(struct session *s, int longest, struct session_runner **
     const size_t pages = ((size_t)longest + KV_PAGE - 1) / KV_PAGE;
     const int chunk = longest < CHUNK ? longest : CHUNK;
     r->s = s;
-    int rc = kv_create(a, s->base->is_f32, pages * kv_page_bytes(a, s->base->is_f32), &r->kv, err);
+    int rc = kv_create(a, s->kv_type, pages * kv_page_bytes(a, s->kv_type), &r->kv, err);
     if (rc == ERR_OK)
         rc = forward_create(s->base, &s->compute, r->kv, longest, chunk, chunk, &r->forward, err);
     if (rc != ERR_OK) {

@@ -20,22 +20,31 @@
     { "kernel", 0, "auto|scalar|avx2|avx512", "auto", "instruction set", false },                 \
     { "threads", 't', "N", "0", "0: one per available CPU", false },                              \
     { "mmap", 0, NULL, NULL, "map the base file instead of copying it to huge pages", false }
+/* For every command that runs sequences. */
+#define KV_TYPE_OPTION                                                                            \
+    { "kv-type", 0, "f16|q8|f32", NULL,                                                           \
+      "keys and values in the cache; default f16, or f32 for a base of --type f32", false }
 #define SESSION_OPTIONS(default_precision)                                                        \
     { "base", 'b', "FILE", NULL, "base file made by lorad import", false },                       \
     { "adapter", 'a', "PATH[:WEIGHT]", NULL,                                                      \
       "PEFT folder or GGUF file, or NAME[@VERSION] with --db; may be repeated, results are added", true }, \
     { "db", 0, "FILE", NULL, "database that holds the adapters", false },                         \
     { "tenant", 0, "NAME", "default", "whose adapters, with --db", false },                       \
+    KV_TYPE_OPTION,                                                                               \
     SESSION_COMPUTE(default_precision)
 
 struct session {
     struct base *base;
     struct compute compute;
+    enum kv_type kv_type;        /* of sequences that run */
     struct tokenizer *tokenizer; /* NULL until session_tokenizer() */
     struct adapter *adapters[LORA_SET_MAX];
     struct lora_set lora;        /* of those, in canonical order */
 };
 
+/* What --kv-type says.  If it says nothing *ret_given is false, and when the base is there it is
+ * kv_type_default().  0, or 2 after a sentence. */
+int session_kv_type(const struct opts *o, enum kv_type *ret, bool *ret_given);
 /* 0, or the exit code after printing a sentence. */
 int session_open(const struct opts *o, struct session *ret);
 /* The same without --adapter: base, threads and kernel. */

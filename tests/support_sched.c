@@ -49,7 +49,7 @@ struct gen_adapter rig_adapter(const struct base *base, int64_t version, float w
 /* --- the rig ------------------------------------------------------------------------------- */
 size_t rig_pages(const struct base *base, int pages)
 {
-    return (size_t)pages * kv_page_bytes(&base->arch, base->is_f32);
+    return (size_t)pages * kv_page_bytes(&base->arch, kv_type_default(base->is_f32));
 }
 
 void rig_open(struct rig *r, const struct base *base, int threads, enum isa isa,
@@ -68,6 +68,8 @@ void rig_open(struct rig *r, const struct base *base, int threads, enum isa isa,
     if (cache_bytes > 0)
         need(adapter_cache_create(cache_bytes, load, r, &r->cache, &err), &err);
     o.base = base;
+    if (o.kv_type == KV_F16)
+        o.kv_type = kv_type_default(base->is_f32);
     o.tokenizer = r->tokenizer;
     o.compute = &r->compute;
     o.adapters = r->cache;

@@ -50,6 +50,7 @@ struct serve *serve_open(const struct serve_opts *o)
     const struct sched_opts so = { .base = s->base, .tokenizer = s->tokenizer,
                                    .compute = &s->compute, .adapters = s->cache,
                                    .kv_bytes = (size_t)64 << 20,
+                                   .kv_type = kv_type_default(s->base->is_f32),
                                    .max_seqs = o->max_seqs ? o->max_seqs : 64, .step_tokens = 256,
                                    .max_queue = o->max_queue ? o->max_queue : 256 };
     must(sched_create(&so, &s->sched, &err), &err, "sched");

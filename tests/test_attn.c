@@ -60,15 +60,18 @@ static void fill_with_nan(const struct scene *s)
     memset(kv_k(s->kv, 0, 0, 0), 0xff, (size_t)st.pages * st.page_bytes);
 }
 
-static void scene_open(struct scene *s, int G, int heads, int hd, int T, int rows, bool f32)
+/* The types, by number. */
+enum { NTYPES = KV_Q8 + 1 };
+
+static void scene_open(struct scene *s, int G, int heads, int hd, int T, int rows, enum kv_type type)
 {
     static const uint8_t seed[32];
     *s = (struct scene){ .arch = { .L = 2, .G = G, .H = G * heads, .hd = hd }, .T = T,
                          .rows = rows };
     const size_t wide = (size_t)G * (size_t)hd, n = (size_t)T;
     int32_t *tokens = calloc(n, sizeof *tokens);
-    size_t bytes = (n / 16 + 3) * kv_page_bytes(&s->arch, f32);
-    assert_int_equal(kv_create(&s->arch, f32, bytes, &s->kv, NULL), ERR_OK);
+    size_t bytes = (n / 16 + 3) * kv_page_bytes(&s->arch, type);
+    assert_int_equal(kv_create(&s->arch, type, bytes, &s->kv, NULL), ERR_OK);
     fill_with_nan(s); /* what a page held before must not matter */
     assert_int_equal(kv_open(s->kv, seed, tokens, T, &s->seq, NULL), ERR_OK);
     assert_true(kv_reserve(s->kv, &s->seq, T));
@@ -111,10 +114,52 @@ static float *scene_run(const struct scene *s, const struct ops *ops, int window
 }
 
 /* --- the definition ------------------------------------------------------------------------------ */
-static float at(const struct scene *s, const float *p, int pos, int g, int d)
+static const float *vector(const struct scene *s, const float *p, int pos, int g)
 {
-    float x = p[((size_t)pos * (size_t)s->arch.G + (size_t)g) * (size_t)s->arch.hd + (size_t)d];
-    return kv_is_f32(s->kv) ? x : f16_to_f32(f32_to_f16(x));
+    return p + ((size_t)pos * (size_t)s->arch.G + (size_t)g) * (size_t)s->arch.hd;
+}
+
+/* The scale of element d's block of 32. */
+static float scale_of(const struct scene *s, const float *x, int d)
+{
+    float top = 0;
+    for (int i = d / 32 * 32; i < s->arch.hd && i < d / 32 * 32 + 32; i++)
+        top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    return f16_to_f32(f32_to_f16(top / 127));
+}
+
+/* Element d as it is stored, without a scale. */
+static float code(const struct scene *s, const float *x, int d)
+{
+    if (kv_type_of(s->kv) == KV_F32)
+        return x[d];
+    if (kv_type_of(s->kv) == KV_F16)
+        return f16_to_f32(f32_to_f16(x[d]));
+    const float scale = scale_of(s, x, d), c = rintf(x[d] * (1 / scale));
+    return scale == 0 ? 0 : c > 127 ? 127 : c < -127 ? -127 : c;
+}
+
+/* And what it stands for. */
+static double at(const struct scene *s, const float *p, int pos, int g, int d)
+{
+    const float *x = vector(s, p, pos, g);
+    const double c = code(s, x, d);
+    return kv_type_of(s->kv) == KV_Q8 ? c * (double)scale_of(s, x, d) : c;
+}
+
+static float score(const struct scene *s, const float *q, const float *k)
+{
+    const bool q8 = kv_type_of(s->kv) == KV_Q8;
+    const int hd = s->arch.hd, step = q8 ? 32 : hd;
+    float sum = 0;
+    for (int begin = 0; begin < hd; begin += step) {
+        float acc[4] = { 0 };
+        for (int d = begin; d < hd && d < begin + step; d++)
+            acc[d % 4] = fmaf(q[d], code(s, k, d), acc[d % 4]);
+        const float part = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+        sum = q8 ? fmaf(part, scale_of(s, k, begin), sum) : part;
+    }
+    return sum;
 }
 
 struct sums {
@@ -152,10 +197,7 @@ static void gather(const struct scene *s, const struct attn_layer *l, int r, int
         float w[64], top = -INFINITY;
         const int a = lo > begin ? lo : begin, b = hi < begin + 64 ? hi : begin + 64;
         for (int j = a; j < b; j++) {
-            float acc[4] = { 0 };
-            for (int d = 0; d < hd; d++)
-                acc[d % 4] = fmaf(q[d], at(s, s->k, j, g, d), acc[d % 4]);
-            float x = ((acc[0] + acc[1]) + (acc[2] + acc[3])) * l->scale;
+            float x = score(s, q, vector(s, s->k, j, g)) * l->scale;
             if (l->softcap > 0)
                 ops_scalar.softcap(l->softcap, 1, &x);
             if (l->slopes != NULL)
@@ -169,9 +211,13 @@ static void gather(const struct scene *s, const struct attn_layer *l, int r, int
             w[j - begin] = exp_of(w[j - begin] - m->max);
             m->sum[j % 16] += w[j - begin];
         }
-        for (int j = a; j < b; j++)
-            for (int d = 0; d < hd; d++)
-                o[d] = fmaf(w[j - begin], at(s, s->v, j, g, d), o[d]);
+        for (int j = a; j < b; j++) {
+            const float *v = vector(s, s->v, j, g);
+            for (int d = 0; d < hd; d++) {
+                const bool q8 = kv_type_of(s->kv) == KV_Q8;
+                o[d] = fmaf(q8 ? w[j - begin] * scale_of(s, v, d) : w[j - begin], code(s, v, d), o[d]);
+            }
+        }
     }
 }
 
@@ -209,13 +255,11 @@ static void by_definition(const struct scene *s, const struct attn_layer *l, int
     free(next.o);
 }
 
-static double rounded(float x, bool f32) { return f32 ? x : f16_to_f32(f32_to_f16(x)); }
-
 /* Plain softmax attention in fp64; returns the largest error. */
-static double scene_error(const struct scene *s, const float *out, int window, bool f32)
+static double scene_error(const struct scene *s, const float *out, int window)
 {
     const struct arch *a = &s->arch;
-    const int hd = a->hd, wide = a->G * hd;
+    const int hd = a->hd;
     double *w = malloc((size_t)s->T * sizeof *w), worst = 0;
     for (int r = 0; r < s->rows; r++) {
         for (int h = 0; h < a->H; h++) {
@@ -226,7 +270,7 @@ static double scene_error(const struct scene *s, const float *out, int window, b
             for (int j = lo; j <= i; j++) {
                 w[j] = 0;
                 for (int d = 0; d < hd; d++)
-                    w[j] += (double)q[d] * rounded(s->k[j * wide + g * hd + d], f32);
+                    w[j] += (double)q[d] * at(s, s->k, j, g, d);
                 w[j] /= sqrt(hd);
                 top = w[j] > top ? w[j] : top;
             }
@@ -235,7 +279,7 @@ static double scene_error(const struct scene *s, const float *out, int window, b
             for (int d = 0; d < hd; d++) {
                 double want = 0;
                 for (int j = lo; j <= i; j++)
-                    want += w[j] / sum * rounded(s->v[j * wide + g * hd + d], f32);
+                    want += w[j] / sum * at(s, s->v, j, g, d);
                 double off = fabs(want - out[(q - s->q) + d]);
                 worst = off > worst ? off : worst;
             }
@@ -262,14 +306,14 @@ static void attention_agrees_with_fp64_softmax(void **state)
 {
     (void)state;
     for (int c = 0; c < NCASES; c++) {
-        for (int f32 = 0; f32 < 2; f32++) {
+        for (int t = 0; t < NTYPES; t++) {
             struct scene s;
             scene_open(&s, cases[c].G, cases[c].heads, cases[c].hd, cases[c].T, cases[c].rows,
-                       f32 != 0);
+                       (enum kv_type)t);
             float *out = scene_run(&s, &ops_scalar, cases[c].window, cases[c].rows);
-            double off = scene_error(&s, out, cases[c].window, f32 != 0);
+            double off = scene_error(&s, out, cases[c].window);
             if (!(off < 5e-6))
-                fail_msg("case %d, f32 %d: error %g", c, f32, off);
+                fail_msg("case %d, %s: error %g", c, kv_type_name((enum kv_type)t), off);
             free(out);
             scene_close(&s);
         }
@@ -281,10 +325,10 @@ static void attention_has_the_same_bits_in_any_chunks_and_on_any_instruction_set
     (void)state;
     const struct ops *const *vector = vector_ops();
     for (int c = 0; c < NCASES; c++) {
-        for (int f32 = 0; f32 < 2; f32++) {
+        for (int t = 0; t < NTYPES; t++) {
             struct scene s;
             scene_open(&s, cases[c].G, cases[c].heads, cases[c].hd, cases[c].T, cases[c].rows,
-                       f32 != 0);
+                       (enum kv_type)t);
             const size_t bytes =
                 (size_t)(s.rows * s.arch.H * s.arch.hd) * sizeof(float);
             float *all = scene_run(&s, &ops_scalar, cases[c].window, cases[c].rows);
@@ -309,13 +353,13 @@ static void attention_stands_extreme_scores(void **state)
 {
     (void)state;
     struct scene s;
-    scene_open(&s, 1, 2, 32, 200, 3, true);
+    scene_open(&s, 1, 2, 32, 200, 3, KV_F32);
     for (int i = 0; i < s.rows * 64; i++)
         s.q[i] *= 4000;
     float *out = scene_run(&s, &ops_scalar, 0, 3);
     for (int i = 0; i < s.rows * 64; i++)
         assert_true(isfinite(out[i]));
-    assert_true(scene_error(&s, out, 0, true) < 2e-2);
+    assert_true(scene_error(&s, out, 0) < 2e-2);
     free(out);
     scene_close(&s);
 }
@@ -327,7 +371,7 @@ static void attention_is_untouched_by_what_it_must_not_see(void **state)
     const struct ops *const *vector = vector_ops();
     for (const struct ops *ops = &ops_scalar; ops != NULL; ops = *vector++) {
         struct scene s;
-        scene_open(&s, 1, 1, 32, 40, 8, true);
+        scene_open(&s, 1, 1, 32, 40, 8, KV_F32);
         float *clean = scene_run(&s, ops, 0, 8);
         float bad[32];
         for (int i = 0; i < 32; i++)
@@ -356,11 +400,11 @@ static void attention_is_what_its_definition_says(void **state)
         { 1, 4, 16, 2060, 3, 0, 0, true },   { 1, 1, 8, 90, 30, 17, 0, true },
     };
     for (size_t c = 0; c < sizeof cases_of / sizeof cases_of[0]; c++) {
-        for (int f32 = 0; f32 < 2; f32++) {
+        for (int t = 0; t < NTYPES; t++) {
             struct scene s;
             float slopes[70];
             scene_open(&s, cases_of[c].G, cases_of[c].heads, cases_of[c].hd, cases_of[c].T,
-                       cases_of[c].rows, f32 != 0);
+                       cases_of[c].rows, (enum kv_type)t);
             const int H = s.arch.H, hd = s.arch.hd;
             float *out = random_floats((size_t)(s.rows * H * hd), 1);
             float *want = random_floats((size_t)hd, 1);
@@ -375,7 +419,8 @@ static void attention_is_what_its_definition_says(void **state)
                 for (int h = 0; h < H; h++) {
                     by_definition(&s, &l, r, h, want);
                     if (memcmp(want, out + (r * H + h) * hd, (size_t)hd * sizeof *want) != 0)
-                        fail_msg("case %zu, f32 %d: row %d, head %d", c, f32, r, h);
+                        fail_msg("case %zu, %s: row %d, head %d", c,
+                                 kv_type_name((enum kv_type)t), r, h);
                 }
             free(out);
             free(want);
@@ -398,7 +443,8 @@ static void a_step_has_the_same_bits_on_any_number_of_threads(void **state)
     for (size_t c = 0; c < sizeof shapes / sizeof shapes[0]; c++) {
         struct scene s;
         const int T = shapes[c].T;
-        scene_open(&s, shapes[c].G, shapes[c].heads, shapes[c].hd, T, ROWS, false);
+        scene_open(&s, shapes[c].G, shapes[c].heads, shapes[c].hd, T, ROWS,
+                   c % 2 ? KV_Q8 : KV_F16);
         const int H = s.arch.H, hd = s.arch.hd;
         const size_t bytes = (size_t)(ROWS * H * hd) * sizeof(float);
         const struct attn_span spans[] = {

@@ -44,6 +44,16 @@ check "fast is within 2 % of f32" \
 check "an adapter matters" "ppl('with.json')['nll'] != ppl('a.json')['nll']"
 same a.json without.json
 
+# keys and values of 8 bits: close to those of 16, and the same bits everywhere
+"$lorad" perplexity --kv-type f16 text.txt >f16.json
+"$lorad" perplexity --kv-type q8 text.txt >q8.json
+"$lorad" perplexity --kv-type q8 --kernel scalar --threads 3 text.txt >q8s.json
+same a.json f16.json
+same q8.json q8s.json
+check "8 bits are within 0.5 % of 16" \
+    "0 < abs(ppl('q8.json')['nll'] / ppl('a.json')['nll'] - 1) < 5e-3"
+want 2 "not q4" "$lorad" perplexity --kv-type q4 text.txt
+
 # logits: shape, and the last position's do not depend on kernel or threads
 "$lorad" logits --tokens 1,5,9,300,2 --out x.safetensors
 "$lorad" logits --tokens 1,5,9,300,2 --out y.safetensors --kernel scalar --threads 2

@@ -91,7 +91,7 @@ static void engine_open(struct engine *e, const struct base *b, enum precision p
     struct err err = { 0 };
     e->compute = (struct compute){ .isa = isa, .precision = p };
     assert_int_equal(pool_create(threads, &e->compute.pool, &err), ERR_OK);
-    assert_int_equal(kv_create(&b->arch, b->is_f32, 64 * kv_page_bytes(&b->arch, b->is_f32), &e->kv,
+    assert_int_equal(kv_create(&b->arch, kv_type_default(b->is_f32), 64 * kv_page_bytes(&b->arch, kv_type_default(b->is_f32)), &e->kv,
                                &err), ERR_OK);
     assert_int_equal(forward_create(b, &e->compute, e->kv, b->arch.max_positions, ROWS, ROWS,
                                     &e->forward, &err), ERR_OK);

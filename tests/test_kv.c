@@ -15,8 +15,8 @@ static struct kv_cache *make(int pages)
 {
     struct kv_cache *c;
     struct err err = { 0 };
-    size_t bytes = (size_t)pages * kv_page_bytes(&shape, false);
-    assert_int_equal(kv_create(&shape, false, bytes + 5, &c, &err), ERR_OK);
+    size_t bytes = (size_t)pages * kv_page_bytes(&shape, KV_F16);
+    assert_int_equal(kv_create(&shape, KV_F16, bytes + 5, &c, &err), ERR_OK);
     assert_int_equal(kv_pages(c), pages);
     return c;
 }
@@ -49,45 +49,75 @@ static void check_counts(struct kv_cache *c, int used, int cached)
 static void a_page_holds_16_positions_of_every_layer_and_head(void **state)
 {
     (void)state;
-    assert_int_equal(kv_page_bytes(&shape, false), 3 * 2 * 8 * 16 * 2 * 2);
-    assert_int_equal(kv_page_bytes(&shape, true), 3 * 2 * 8 * 16 * 2 * 4);
+    assert_int_equal(kv_page_bytes(&shape, KV_F16), 3 * 2 * 8 * 16 * 2 * 2);
+    assert_int_equal(kv_page_bytes(&shape, KV_F32), 3 * 2 * 8 * 16 * 2 * 4);
+    /* 8 codes and one scale for each; of a head of 80 numbers, 80 codes and three scales. */
+    assert_int_equal(kv_page_bytes(&shape, KV_Q8), 3 * 2 * (8 + 2) * 16 * 2);
+    const struct arch wide = { .L = 1, .G = 1, .hd = 80 };
+    assert_int_equal(kv_page_bytes(&wide, KV_Q8), (80 + 6) * 16 * 2);
     assert_int_equal(kv_pages_for(0), 0);
     assert_int_equal(kv_pages_for(1), 1);
     assert_int_equal(kv_pages_for(16), 1);
     assert_int_equal(kv_pages_for(17), 2);
 }
 
-/* Every address of K and V is 8*16 elements that nothing else touches. */
-static void keys_and_values_of_different_places_do_not_overlap(void **state)
+/* Nothing else touches what belongs to one page, layer and head, whatever the type and however many
+ * pages there are. */
+static void check_places(enum kv_type type, int pages)
 {
-    (void)state;
-    struct kv_cache *c = make(3);
-    const size_t part = 8 * 16 * 2;
+    struct kv_cache *c;
+    const size_t part = kv_part_bytes(type, shape.hd);
+    assert_int_equal(kv_create(&shape, type, (size_t)pages * kv_page_bytes(&shape, type), &c, NULL), ERR_OK);
+    assert_int_equal(kv_pages(c), pages);
     for (int fill = 0; fill < 2; fill++) {
-        int mark = 1;
-        for (int p = 0; p < 3; p++)
-            for (int l = 0; l < 3; l++)
-                for (int g = 0; g < 2; g++)
+        uint32_t mark = 1;
+        for (int p = 0; p < pages; p++)
+            for (int l = 0; l < shape.L; l++)
+                for (int g = 0; g < shape.G; g++)
                     for (int kv = 0; kv < 2; kv++, mark++) {
-                        uint8_t *at = kv ? kv_v(c, p, l, g) : kv_k(c, p, l, g);
-                        assert_int_equal((uintptr_t)at % 64, 0);
-                        if (fill == 0)
-                            memset(at, mark, part);
-                        else
-                            for (size_t i = 0; i < part; i++)
+                        uint32_t *at = kv ? kv_v(c, p, l, g) : kv_k(c, p, l, g);
+                        assert_int_equal((uintptr_t)at % 32, 0);
+                        for (size_t i = 0; i < part / sizeof *at; i++)
+                            if (fill == 0)
+                                at[i] = mark;
+                            else
                                 assert_int_equal(at[i], mark);
                     }
     }
     kv_destroy(c);
 }
 
+static void keys_and_values_of_different_places_do_not_overlap(void **state)
+{
+    (void)state;
+    for (int t = KV_F16; t <= KV_Q8; t++) {
+        check_places((enum kv_type)t, 3);
+        check_places((enum kv_type)t, 64);
+        check_places((enum kv_type)t, 150);
+    }
+}
+
+static void a_type_has_a_name(void **state)
+{
+    (void)state;
+    enum kv_type t = KV_F16;
+    struct err err = { 0 };
+    for (int i = KV_F16; i <= KV_Q8; i++) {
+        assert_int_equal(kv_type_parse(kv_type_name((enum kv_type)i), &t, &err), ERR_OK);
+        assert_int_equal(t, i);
+    }
+    assert_int_equal(kv_type_parse("q4", &t, &err), ERR_INVALID);
+    assert_non_null(strstr(err.msg, "not q4"));
+    assert_int_equal(t, KV_Q8);
+}
+
 static void a_cache_has_at_least_one_page(void **state)
 {
     (void)state;
     struct kv_cache *c;
-    assert_int_equal(kv_create(&shape, true, 1, &c, NULL), ERR_OK);
+    assert_int_equal(kv_create(&shape, KV_F32, 1, &c, NULL), ERR_OK);
     assert_int_equal(kv_pages(c), 1);
-    assert_true(kv_is_f32(c));
+    assert_int_equal(kv_type_of(c), KV_F32);
     kv_destroy(c);
 }
 
@@ -332,6 +362,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_page_holds_16_positions_of_every_layer_and_head),
         cmocka_unit_test(keys_and_values_of_different_places_do_not_overlap),
+        cmocka_unit_test(a_type_has_a_name),
         cmocka_unit_test(a_cache_has_at_least_one_page),
         cmocka_unit_test(the_longest_shared_prefix_of_full_pages_is_attached),
         cmocka_unit_test(the_last_token_is_always_left_to_compute),

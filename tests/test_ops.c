@@ -4,6 +4,7 @@
 #include "engine/ops.h"
 #include "engine/rope.h"
 
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -214,6 +215,15 @@ static void check_against_scalar(const struct ops *v)
         float *x = random_floats((size_t)n, 90), *w = random_floats((size_t)n, 2);
         float *a = random_floats((size_t)n, 1), *b = random_floats((size_t)n, 1);
         uint16_t *h = malloc(bytes), *k = malloc(bytes);
+        int8_t *code = malloc((size_t)n), *code2 = malloc((size_t)n);
+        x[n / 2] = s % 3 ? x[n / 2] : INFINITY; /* of which a block has no scale */
+        ops_scalar.to_q8(x, n, code, h);
+        v->to_q8(x, n, code2, k);
+        assert_memory_equal(code, code2, (size_t)n);
+        assert_memory_equal(h, k, (size_t)((n + 31) / 32) * sizeof *h);
+        x[n / 2] = 1;
+        free(code);
+        free(code2);
         ops_scalar.rmsnorm(x, w, 1e-6f, n, a);
         v->rmsnorm(x, w, 1e-6f, n, b);
         assert_memory_equal(a, b, bytes);
@@ -291,6 +301,43 @@ static void check_against_scalar(const struct ops *v)
     }
 }
 
+/* Every number is within half a step of what its code stands for, as far as fp16 has such steps. */
+static void codes_of_8_bits_are_within_half_a_step(void **state)
+{
+    (void)state;
+    enum { N = 45 };
+    static const float sizes_of[] = { 0, 1e-9f, 1e-6f, 3e-4f, 1, 700, 8e6f };
+    for (size_t i = 0; i < sizeof sizes_of / sizeof sizes_of[0]; i++) {
+        float *x = random_floats(N, sizes_of[i]);
+        int8_t codes[N];
+        uint16_t scales[2];
+        ops_scalar.to_q8(x, N, codes, scales);
+        for (int b = 0; b < 2; b++) {
+            float top = 0;
+            for (int j = 32 * b; j < N && j < 32 * b + 32; j++)
+                top = fabsf(x[j]) > top ? fabsf(x[j]) : top;
+            const float scale = f16_to_f32(scales[b]);
+            const float half = scale / 2 + fabsf(scale * 127 - top) * 1.001f + top * 1e-6f;
+            for (int j = 32 * b; j < N && j < 32 * b + 32; j++)
+                if (!(fabsf((float)codes[j] * scale - x[j]) <= half))
+                    fail_msg("%g became %d times %g", x[j], codes[j], scale);
+        }
+        free(x);
+    }
+    /* What has no codes shows: all of the block becomes NaN. */
+    static const float bad[] = { NAN, -NAN, INFINITY, -INFINITY, 9e6f, -FLT_MAX };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        float x[N] = { [1] = 3, [40] = 5 };
+        int8_t codes[N];
+        uint16_t scales[2];
+        x[7] = bad[i];
+        ops_scalar.to_q8(x, N, codes, scales);
+        assert_true(isnan(f16_to_f32(scales[0])));
+        assert_int_equal(codes[1], 0);
+        assert_int_equal(codes[40], 127);
+    }
+}
+
 static void vector_operations_give_the_scalar_bits(void **state)
 {
     (void)state;
@@ -307,6 +354,7 @@ int main(void)
         cmocka_unit_test(gelu_has_six_digits_of_both_kinds),
         cmocka_unit_test(softcap_is_a_hyperbolic_tangent_of_full_precision),
         cmocka_unit_test(layernorm_and_rope_in_pairs_agree_with_fp64),
+        cmocka_unit_test(codes_of_8_bits_are_within_half_a_step),
         cmocka_unit_test(vector_operations_give_the_scalar_bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

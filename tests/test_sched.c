@@ -105,11 +105,11 @@ static struct crowd *make_crowd(void)
     return c;
 }
 
-static void run_alone(const struct crowd *c, struct result *ret)
+static void run_alone(const struct crowd *c, enum kv_type type, struct result *ret)
 {
     struct rig r;
     rig_open(&r, base, 1, ISA_SCALAR, PREC_FAST, 64 << 20,
-             (struct sched_opts){ .kv_bytes = rig_pages(base, 64) });
+             (struct sched_opts){ .kv_type = type, .kv_bytes = rig_pages(base, 64) });
     for (int i = 0; i < CROWD; i++) {
         sched_forget(r.sched);
         ret[i] = rig_run(&r, &c->q[i]);
@@ -178,7 +178,7 @@ static void twenty_at_once_get_the_same_bits_as_each_alone(void **state)
     struct result want[CROWD];
     c->q[19].max_tokens = 400; /* the one that is cancelled */
     c->q[19].ignore_eos = true;
-    run_alone(c, want);
+    run_alone(c, KV_F16, want);
     const struct {
         int threads, max_seqs, step_tokens, pages;
         enum isa isa;
@@ -195,6 +195,28 @@ static void twenty_at_once_get_the_same_bits_as_each_alone(void **state)
                                           .kv_bytes = rig_pages(base, configs[i].pages) },
                      &preempted);
     assert_true(preempted >= 6);
+    for (int i = 0; i < CROWD; i++)
+        result_free(&want[i]);
+    free(c);
+}
+
+/* Keys of 8 bits: shared, given up and computed again like others, and twice as many. */
+static void with_keys_of_8_bits_it_is_the_same(void **state)
+{
+    (void)state;
+    struct crowd *c = make_crowd();
+    struct result want[CROWD];
+    c->q[19].max_tokens = 400;
+    c->q[19].ignore_eos = true;
+    run_alone(c, KV_Q8, want);
+    int preempted = 0;
+    struct sched_opts o = { .kv_type = KV_Q8, .max_seqs = 20, .step_tokens = 33 };
+    o.kv_bytes = 256 * kv_page_bytes(&base->arch, KV_Q8);
+    run_together(c, want, 2, best, o, &preempted);
+    o.kv_bytes = 36 * kv_page_bytes(&base->arch, KV_Q8); /* too few for all */
+    o.step_tokens = 128;
+    run_together(c, want, 1, second, o, &preempted);
+    assert_true(preempted >= 2);
     for (int i = 0; i < CROWD; i++)
         result_free(&want[i]);
     free(c);
@@ -832,6 +854,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(twenty_at_once_get_the_same_bits_as_each_alone),
+        cmocka_unit_test(with_keys_of_8_bits_it_is_the_same),
         cmocka_unit_test(a_shared_prefix_is_counted_and_changes_no_bit),
         cmocka_unit_test(other_tenants_adapters_or_weights_share_nothing),
         cmocka_unit_test(the_order_of_combined_adapters_does_not_matter),

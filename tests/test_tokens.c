@@ -89,7 +89,7 @@ static float *run(const struct base *b, const struct lora_set *set, int from, in
     struct span spans[NSEQ];
     int32_t tokens[NSEQ][LEN];
     ok(pool_create(threads, &c.pool, &err));
-    ok(kv_create(&b->arch, b->is_f32, 16 * kv_page_bytes(&b->arch, b->is_f32), &kv, &err));
+    ok(kv_create(&b->arch, kv_type_default(b->is_f32), 16 * kv_page_bytes(&b->arch, kv_type_default(b->is_f32)), &kv, &err));
     ok(forward_create(b, &c, kv, b->arch.max_positions, NSEQ * LEN, NSEQ * LEN, &f, &err));
     for (int i = from; i < to; i++) {
         const uint8_t seed[32] = { (uint8_t)(i + 1) };
