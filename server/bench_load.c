@@ -1,19 +1,15 @@
 /* bench_load.c - how long a base file takes from the page cache into memory. */
 #include "server/bench_parts.h"
+#include "server/bench_stage.h"
 
 #include "engine/base.h"
-#include "engine/mem.h"
 #include "engine/util.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
 struct load {
-    char dir[256], path[300];
+    struct stage_path path;
     size_t bytes;    /* in memory */
     bool use_mmap;
 };
@@ -23,7 +19,7 @@ static int load_once(void *arg, double *ret, struct err *err)
     struct load *l = arg;
     struct base *b;
     const double start = now_mono();
-    int rc = base_load(l->path, PREC_FAST, l->use_mmap, &b, err);
+    int rc = base_load(l->path.s, PREC_FAST, l->use_mmap, &b, err);
     *ret = now_mono() - start;
     if (rc != ERR_OK)
         return rc;
@@ -38,8 +34,8 @@ static int read_once(void *arg, double *ret, struct err *err)
     const struct load *l = arg;
     enum { PIECE = 1 << 20 };
     char *piece = malloc(PIECE);
-    FILE *f = fopen(l->path, "r");
-    int rc = piece != NULL && f != NULL ? ERR_OK : err_set(err, ERR_IO, "cannot read %s: %m", l->path);
+    FILE *f = fopen(l->path.s, "r");
+    int rc = piece != NULL && f != NULL ? ERR_OK : err_set(err, ERR_IO, "cannot read %s: %m", l->path.s);
     const double start = now_mono();
     if (f != NULL)
         setvbuf(f, NULL, _IONBF, 0);
@@ -52,30 +48,11 @@ static int read_once(void *arg, double *ret, struct err *err)
     return rc;
 }
 
-int bench_folder(char *ret, size_t cap, struct err *err)
-{
-    const char *tmp = getenv("TMPDIR");
-    const int n = snprintf(ret, cap, "%s/lorad-bench-XXXXXX", tmp != NULL && *tmp != '\0' ? tmp : "/tmp");
-    if (n < 0 || (size_t)n >= cap)
-        return err_set(err, ERR_INVALID, "TMPDIR is too long");
-    return mkdtemp(ret) != NULL ? ERR_OK : err_set(err, ERR_IO, "cannot make a folder %s: %m", ret);
-}
-
 /* Weights of the blocks, the embedding and the head. */
 static double parameters(const struct synthetic_shape *s)
 {
     const double attn = 2.0 * s->D * s->H * s->hd + 2.0 * s->D * s->G * s->hd;
     return s->L * (attn + 3.0 * s->D * s->F) + 2.0 * s->V * s->D;
-}
-
-static bool disk_room(struct bench *b, const char *id, const char *dir, size_t bytes)
-{
-    struct statvfs v;
-    if (statvfs(dir, &v) != 0 || (double)v.f_bavail * (double)v.f_frsize > 1.1 * (double)bytes)
-        return true;
-    char need[32];
-    bench_skip(b, id, "%s of disk are needed in %s", human_bytes(bytes, need), dir);
-    return false;
 }
 
 static int measure(struct bench *b, const struct synthetic_shape *s, struct load *l, struct err *err)
@@ -98,29 +75,27 @@ static int measure(struct bench *b, const struct synthetic_shape *s, struct load
     return rc;
 }
 
-static int load_shape(struct bench *b, const struct synthetic_shape *s, struct err *err)
+static int load_shape(struct bench *b, const struct synthetic_shape *shape, struct err *err)
 {
     struct load l = { 0 };
+    struct stage stage;
     struct base *base = NULL;
     char id[BENCH_ID_MAX];
-    snprintf(id, sizeof id, "load.%s", s->name);
-    int rc = bench_folder(l.dir, sizeof l.dir, err);
+    const size_t bytes = synthetic_bytes(shape);
+    snprintf(id, sizeof id, "load.%s", shape->name);
+    int rc = stage_open(&stage, err);
     if (rc != ERR_OK)
         return rc;
-    snprintf(l.path, sizeof l.path, "%s/b.base", l.dir);
-    /* the file may lie in memory too */
-    const bool room = bench_room(b, id, 3 * synthetic_bytes(s)) &&
-                      disk_room(b, id, l.dir, synthetic_bytes(s));
-    if (room) {
-        rc = synthetic_base(s, &base, err);
+    if (stage_room(b, &stage, id, bytes + bytes / 8, 3 * bytes)) { /* the file may lie in memory too */
+        l.path = stage_path(&stage, "b.base");
+        rc = synthetic_base(shape, &base, err);
         if (rc == ERR_OK)
-            rc = synthetic_save(base, NULL, l.path, err);
+            rc = synthetic_save(base, NULL, l.path.s, err);
         synthetic_free(base);
         if (rc == ERR_OK)
-            rc = measure(b, s, &l, err);
-        unlink(l.path);
+            rc = measure(b, shape, &l, err);
     }
-    rmdir(l.dir);
+    stage_close(&stage);
     return rc;
 }
 

@@ -21,9 +21,6 @@ extern const struct bench_part bench_registry; /* bench_registry.c */
 extern const struct bench_part bench_rotation; /* bench_rotation.c */
 
 /* --- shared between parts ---------------------------------------------------------------------- */
-/* A new folder below TMPDIR or /tmp; the caller removes it. */
-int bench_folder(char *ret, size_t cap, struct err *err);
-
 /* Streaming read of memory on huge pages by all threads of the pool, in GB/s: what decoding is bound
  * by.  The buffer is larger than the caches. */
 struct bench_reader {

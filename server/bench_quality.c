@@ -3,6 +3,7 @@
  *
  * The numbers are those of `lorad perplexity`, which runs as a process of its own. */
 #include "server/bench_parts.h"
+#include "server/bench_stage.h"
 
 #include "engine/base.h"
 #include "engine/util.h"
@@ -52,7 +53,8 @@ static int run_self(const char *const *args, json_t **ret, struct err *err)
 
 struct quality {
     struct bench *b;
-    char dir[256], base[300], tokens[1100];
+    struct stage_path base;
+    char tokens[1100];
     double worst[3]; /* [enum precision]: largest distance from the reference in percent */
 };
 
@@ -61,7 +63,7 @@ static int measure(struct quality *q, const char *name, const char *adapter, enu
                    struct err *err)
 {
     json_t *j = NULL;
-    const char *args[] = { "lorad", "perplexity", "--base", q->base, "--precision", precision_name(p),
+    const char *args[] = { "lorad", "perplexity", "--base", q->base.s, "--precision", precision_name(p),
                            "--tokens", q->tokens, adapter != NULL ? "--adapter" : NULL, adapter, NULL };
     int rc = run_self(args, &j, err);
     if (rc != ERR_OK)
@@ -109,6 +111,7 @@ static int measure_all(struct quality *q, const char *shared, const json_t *refe
 static int run(struct bench *b, struct err *err)
 {
     struct quality q = { .b = b };
+    struct stage stage;
     char path[1100];
     json_error_t bad;
     if (b->shared == NULL) {
@@ -123,14 +126,13 @@ static int run(struct bench *b, struct err *err)
     }
     snprintf(q.tokens, sizeof q.tokens, "%.1000s/adapters/stories260K/tokens.safetensors:held", b->shared);
     snprintf(path, sizeof path, "%.1000s/models/stories260K", b->shared);
-    int rc = bench_folder(q.dir, sizeof q.dir, err);
+    int rc = stage_open(&stage, err);
     if (rc == ERR_OK) {
-        snprintf(q.base, sizeof q.base, "%s/b.base", q.dir);
-        rc = base_import(path, q.base, NULL, err);
+        q.base = stage_path(&stage, "b.base");
+        rc = base_import(path, q.base.s, NULL, err);
         if (rc == ERR_OK)
             rc = measure_all(&q, b->shared, reference, err);
-        unlink(q.base);
-        rmdir(q.dir);
+        stage_close(&stage);
     }
     json_decref(reference);
     return rc;

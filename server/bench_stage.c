@@ -1,8 +1,6 @@
 /* bench_stage.c - the folder, and what lies in it. */
 #include "server/bench_stage.h"
 
-#include "server/bench_parts.h"
-
 #include "engine/util.h"
 
 #include <errno.h>
@@ -46,9 +44,19 @@ static int start_guard(struct stage *s, struct err *err)
     return err_set(err, ERR_IO, "/bin/sh does not start: %s", strerror(rc));
 }
 
+/* A new folder below TMPDIR or /tmp. */
+static int make_folder(char *ret, size_t cap, struct err *err)
+{
+    const char *tmp = getenv("TMPDIR");
+    const int n = snprintf(ret, cap, "%s/lorad-bench-XXXXXX", tmp != NULL && *tmp != '\0' ? tmp : "/tmp");
+    if (n < 0 || (size_t)n >= cap)
+        return err_set(err, ERR_INVALID, "TMPDIR is too long");
+    return mkdtemp(ret) != NULL ? ERR_OK : err_set(err, ERR_IO, "cannot make a folder %s: %m", ret);
+}
+
 int stage_open(struct stage *s, struct err *err)
 {
-    int rc = bench_folder(s->dir, sizeof s->dir, err);
+    int rc = make_folder(s->dir, sizeof s->dir, err);
     if (rc == ERR_OK && (rc = start_guard(s, err)) != ERR_OK)
         rmdir(s->dir);
     return rc;
