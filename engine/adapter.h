@@ -2,7 +2,7 @@
  *
  * Two structs.  `struct adapter_src` is what was uploaded or trained, validated: raw tensors in
  * their own type, per-module rank, alpha and scaling, pruning masks.  The store writes and reads
- * it.  `struct adapter` is made from it for one base: B transposed, scaling folded, ready for
+ * it.  `struct adapter` is made from it for one base: B in panels, scaling folded, ready for
  * lora.h.  Both are immutable after they are made.
  *
  * Arithmetic (spec: PEFT):  y += scaling * ((x A^T) * e) B^T, with e = 1 except for AdaLoRA.
@@ -174,11 +174,14 @@ int adapter_norms(const struct base *base, struct adapter_src *src, struct err *
 const char *adapter_norms_form(const struct base *base, int layer, int module);
 
 /* --- the form for computing ------------------------------------------------------------ */
+/* B is kept in panels of as many outputs as a tile of the base's products has: what one tile needs
+ * lies together. */
+enum { ADAPTER_PANEL = 32 };
 struct lora_module {
     int rank, in, out;
     enum dtype dtype;
     const void *A;       /* [rank][in]; of the embedding transposed: [in][rank] */
-    const void *Bt;      /* [rank][out]: B transposed */
+    const void *B;       /* [out / ADAPTER_PANEL][rank][ADAPTER_PANEL], the last one narrower */
     const float *gain;   /* [rank]: scaling * e_j */
     const float *scale;  /* [out]: DoRA's g, or NULL */
     const float *bias;   /* [out]: in place of the base's, or NULL */
@@ -224,6 +227,13 @@ void adapter_free(struct adapter *a); /* NULL is fine */
 /* The `bytes` that adapter_build() would give, from ranks, shapes and types alone (A, B and E are
  * not looked at): for budgets. */
 size_t adapter_build_bytes(const struct arch *arch, const struct adapter_src *src);
+/* The element of B for output o and rank j. */
+static inline size_t lora_b_index(const struct lora_module *m, int o, int j)
+{
+    const int first = o - o % ADAPTER_PANEL, left = m->out - first;
+    const int width = left < ADAPTER_PANEL ? left : ADAPTER_PANEL;
+    return (size_t)first * (size_t)m->rank + (size_t)j * (size_t)width + (size_t)(o - first);
+}
 static inline const struct lora_module *adapter_module(const struct adapter *a, int layer,
                                                        int m)
 {

@@ -1,9 +1,9 @@
 /* adapter_build.c - the form of an adapter that the forward pass computes with.
  *
  * One block of memory: the struct, the tables of modules and norms, then per module the gains, A
- * and the transposed B, then the vectors and tables that stand for the base's, each on a 64-byte
- * boundary, in the order in which the forward pass reads them.  B is transposed so that
- * y += u_j * b_j runs along rows; the embedding's A so that a token's column does. */
+ * and B, then the vectors and tables that stand for the base's, each on a 64-byte boundary, in the
+ * order in which the forward pass reads them.  B is transposed inside panels so that y += u_j * b_j
+ * runs along rows; the embedding's A so that a token's column does. */
 #include "engine/adapter.h"
 
 #include "engine/mem.h"
@@ -264,11 +264,14 @@ static void build_module(const struct adapter_src_module *m, struct lora_module 
         transpose(m->A, A, k, (size_t)m->in, one);
     else
         memcpy(A, m->A, k * (size_t)m->in * one);
-    void *Bt = *p;
+    char *B = *p;
     *p += b_bytes(m);
-    transpose(m->B, Bt, (size_t)m->out, k, one);
+    for (size_t o = 0, n; o < (size_t)m->out; o += n) {
+        n = (size_t)m->out - o < ADAPTER_PANEL ? (size_t)m->out - o : ADAPTER_PANEL;
+        transpose((const char *)m->B + o * k * one, B + o * k * one, n, k, one);
+    }
     *ret = (struct lora_module){ .rank = m->rank, .in = m->in, .out = m->out, .dtype = m->dtype,
-                                 .A = A, .Bt = Bt, .gain = gain };
+                                 .A = A, .B = B, .gain = gain };
 }
 
 static const struct adapter_src_module *module_of(const struct adapter_src *src,

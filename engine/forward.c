@@ -335,21 +335,59 @@ static void softcap_fn(void *arg, int64_t begin, int64_t end, int thread)
 }
 
 /* --- linear layers --------------------------------------------------------------------------- */
-/* y[i] = x W + bias + LoRA for modules that share x, whose activations are packed. */
-static void linear(struct forward *f, int l, const float *x, int ldx, const enum module *mods,
-                   int nmods, float *const *y)
+/* Linear layers that share their input, in the order in which a block computes them.  The last are
+ * those of the first kind in the next layer. */
+enum { LIN_QKV, LIN_O, LIN_IN, LIN_DOWN, LIN_KINDS };
+
+static struct lora_where where(const struct forward *f, int l, int kind)
+{
+    static const enum module qkv[] = { MOD_Q, MOD_K, MOD_V }, joined[] = { MOD_QKV },
+                             o[] = { MOD_O }, in[] = { MOD_GATE, MOD_UP },
+                             fused[] = { MOD_GATE_UP }, down[] = { MOD_DOWN };
+    switch (kind) {
+    case LIN_QKV:
+        return forward_joined(f) ? (struct lora_where){ l, joined, 1 }
+                                 : (struct lora_where){ l, qkv, 3 };
+    case LIN_O:
+        return (struct lora_where){ l, o, 1 };
+    case LIN_IN:
+        return f->ld_gate != f->base->arch.F ? (struct lora_where){ l, fused, 1 }
+               : f->up != NULL               ? (struct lora_where){ l, in, 2 }
+                                             : (struct lora_where){ l, in + 1, 1 };
+    default:
+        return (struct lora_where){ l, down, 1 };
+    }
+}
+
+/* y[i] = x W + bias + LoRA for modules [first, first + n) of a kind, whose x is packed. */
+static void linear_some(struct forward *f, int l, int kind, int first, int n, const float *x, int ldx,
+                        float *const *y)
 {
     const struct base_layer *layer = &f->base->layers[l];
-    int ldy[MOD_COUNT];
-    const float *bias[MOD_COUNT];
-    for (int i = 0; i < nmods; i++) {
-        const struct base_linear *lin = &layer->mod[mods[i]];
+    const int after = l * LIN_KINDS + kind + 1;
+    struct lora_where now = where(f, l, kind), next = where(f, after / LIN_KINDS, after % LIN_KINDS);
+    struct lora_work lora;
+    struct mat_product p[PRODUCTS_MAX];
+    int ldy[PRODUCTS_MAX];
+    const float *bias[PRODUCTS_MAX];
+    now.mods += first;
+    now.nmods = n;
+    for (int i = 0; i < n; i++) {
+        const struct base_linear *lin = &layer->mod[now.mods[i]];
         ldy[i] = lin->w.N;
         bias[i] = lin->bias;
-        matmul(f->compute, &lin->w, &f->act, lin->bias, y[i], ldy[i]);
+        p[i] = (struct mat_product){ &lin->w, lin->bias, y[i], ldy[i] };
     }
-    lora_apply(f->compute, f->groups, f->ngroups, l, mods, nmods, x, ldx, y, ldy, f->lora);
-    lora_finish(f->compute, f->groups, f->ngroups, l, mods, nmods, bias, y, ldy);
+    lora_begin(&lora, f->compute, f->groups, f->ngroups, &now,
+               next.layer < f->base->arch.L ? &next : NULL, x, ldx, y, ldy, f->lora);
+    matmul_all(f->compute, &f->act, p, n, lora_epilogue(&lora));
+    lora_end(&lora);
+    lora_finish(f->compute, f->groups, f->ngroups, l, now.mods, n, bias, y, ldy);
+}
+
+static void linear(struct forward *f, int l, int kind, const float *x, int ldx, float *const *y)
+{
+    linear_some(f, l, kind, 0, where(f, l, kind).nmods, x, ldx, y);
 }
 
 static void pack(struct forward *f, const float *x, int in, int ldx)
@@ -361,18 +399,15 @@ static void pack(struct forward *f, const float *x, int in, int ldx)
 /* q in f->q, keys and values in the cache; with `only_wanted`, q of wanted rows only. */
 static void block_qkv(struct forward *f, int l, bool only_wanted)
 {
-    static const enum module mods[] = { MOD_Q, MOD_K, MOD_V }, fused = MOD_QKV;
     const struct arch *a = &f->base->arch;
     struct loop loop = { .f = f, .layer = &f->base->layers[l], .l = l };
     float *const y[] = { f->q.p, f->k.p, f->v.p };
     const bool q_first = forward_joined(f) || !only_wanted;
     pack(f, f->h, a->D, a->D);
-    if (forward_joined(f))
-        linear(f, l, f->h, a->D, &fused, 1, y);
-    else if (q_first)
-        linear(f, l, f->h, a->D, mods, 3, y);
+    if (q_first)
+        linear(f, l, LIN_QKV, f->h, a->D, y);
     else
-        linear(f, l, f->h, a->D, mods + 1, 2, y + 1);
+        linear_some(f, l, LIN_QKV, 1, 2, f->h, a->D, y + 1);
     rows_run(f, &loop, a->G * a->hd * 4, kv_fn);
     if (only_wanted)
         forward_trim(f);
@@ -380,7 +415,7 @@ static void block_qkv(struct forward *f, int l, bool only_wanted)
         return;
     if (!q_first) {
         pack(f, f->h, a->D, a->D);
-        linear(f, l, f->h, a->D, mods, 1, y);
+        linear_some(f, l, LIN_QKV, 0, 1, f->h, a->D, y);
     }
     rows_run(f, &loop, a->H * a->hd, q_fn);
 }
@@ -401,7 +436,6 @@ static void attend(const struct forward *f, int l)
 
 static void block_attention(struct forward *f, int l)
 {
-    static const enum module o = MOD_O;
     const struct arch *a = &f->base->arch;
     const struct base_layer *layer = &f->base->layers[l];
     struct loop loop = { .f = f, .layer = layer, .l = l, .norm = &layer->norm[NORM_MLP],
@@ -410,27 +444,21 @@ static void block_attention(struct forward *f, int l)
     const int wide = a->H * a->hd;
     attend(f, l);
     pack(f, f->att, wide, wide);
-    linear(f, l, f->att, wide, &o, 1, &f->t);
+    linear(f, l, LIN_O, f->att, wide, &f->t);
     rows_run(f, &loop, a->D, a->parallel ? norm_add_fn : add_norm_fn);
 }
 
 static void block_mlp(struct forward *f, int l)
 {
-    static const enum module in[] = { MOD_GATE, MOD_UP }, fused = MOD_GATE_UP, down = MOD_DOWN;
     const struct arch *a = &f->base->arch;
     const struct base_layer *layer = &f->base->layers[l];
     struct loop loop = { .f = f, .l = l, .post = &layer->norm[NORM_POST_MLP],
                          .which_post = NORM_POST_MLP, .norm_l = l + 1 };
     pack(f, f->h, a->D, a->D);
-    if (f->ld_gate != a->F)
-        linear(f, l, f->h, a->D, &fused, 1, &f->gate);
-    else if (f->up != NULL)
-        linear(f, l, f->h, a->D, in, 2, (float *const[]){ f->gate, f->up });
-    else
-        linear(f, l, f->h, a->D, in + 1, 1, &f->gate);
+    linear(f, l, LIN_IN, f->h, a->D, (float *const[]){ f->gate, f->up });
     rows_run(f, &loop, a->F, act_fn);
     pack(f, f->gate, a->F, f->ld_gate);
-    linear(f, l, f->gate, f->ld_gate, &down, 1, &f->t);
+    linear(f, l, LIN_DOWN, f->gate, f->ld_gate, &f->t);
     /* The norm that follows belongs to the next block, or is the last one. */
     loop.norm = l + 1 < a->L ? &layer[1].norm[NORM_ATTN] : &f->base->norm_final;
     loop.which = l + 1 < a->L ? NORM_ATTN : NORM_FINAL;

@@ -75,7 +75,7 @@ void forward_head(struct forward *f)
                                   .M = gr->end - gr->begin, .K = a->D, .ldx = a->D };
         matmul(f->compute, &own, &rows, NULL, f->logits + (size_t)gr->begin * (size_t)a->V, a->V);
     }
-    lora_apply(f->compute, f->groups, f->ngroups, 0, &mod, 1, f->h, a->D, &f->logits, &a->V,
-               f->lora);
+    lora_apply(f->compute, f->groups, f->ngroups, &(struct lora_where){ 0, &mod, 1 }, f->h, a->D,
+               &f->logits, &a->V, f->lora);
     lora_finish(f->compute, f->groups, f->ngroups, 0, &mod, 1, &bias, &f->logits, &a->V);
 }

@@ -105,7 +105,8 @@ INLINE AVX2 void store(const struct panel_job *j, int panel, int row, int rows, 
     }
 }
 
-INLINE AVX2 void outputs(enum kind k, const struct panel_job *j, int panel, int row, int rows)
+INLINE AVX2 void outputs(enum kind k, const struct panel_job *j, struct fetcher *fetch, int panel,
+                         int row, int rows)
 {
     const size_t first_block = (size_t)panel * (size_t)j->blocks;
     const uint8_t *w = j->codes + first_block * block_bytes(k);
@@ -121,6 +122,7 @@ INLINE AVX2 void outputs(enum kind k, const struct panel_job *j, int panel, int 
         f[i] = _mm256_setzero_ps();
 
     for (int b = 0; b < j->blocks; b++) {
+        fetch_some(fetch);
         __m256i sum[8];
         UNROLL
         for (int i = 0; i < 2 * rows; i++)
@@ -164,14 +166,16 @@ INLINE AVX2 void outputs(enum kind k, const struct panel_job *j, int panel, int 
 
 INLINE AVX2 void job(enum kind k, const struct panel_job *j)
 {
+    struct fetcher fetch = j->fetch;
+    fetch_pace(&fetch, j->blocks, (j->outputs + PANEL - 1) / PANEL * ((j->rows + 3) / 4));
     for (int p = 0; p * PANEL < j->outputs; p++) {
         int row = 0;
         for (; row + 4 <= j->rows; row += 4)
-            outputs(k, j, p, row, 4);
+            outputs(k, j, &fetch, p, row, 4);
         for (; row + 2 <= j->rows; row += 2)
-            outputs(k, j, p, row, 2);
+            outputs(k, j, &fetch, p, row, 2);
         if (row < j->rows)
-            outputs(k, j, p, row, 1);
+            outputs(k, j, &fetch, p, row, 1);
     }
 }
 

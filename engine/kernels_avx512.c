@@ -105,8 +105,8 @@ INLINE AVX512 void store(const struct panel_job *j, int panel, int panels, int r
     }
 }
 
-INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, int panel, int panels, int row,
-                           int rows)
+INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, struct fetcher *fetch, int panel,
+                           int panels, int row, int rows)
 {
     const size_t panel_bytes = (size_t)j->blocks * block_bytes(k);
     const size_t panel_scales = (size_t)j->blocks * PANEL;
@@ -126,6 +126,7 @@ INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, int panel, in
     for (int b = 0; b < j->blocks; b++) {
         if (rows * panels <= 2)
             prefetch(w, vectors(k));
+        fetch_some(fetch);
         /* sum[(c * panels + p) * rows + m]: accumulator c of panel p and row m */
         __m512i sum[16];
         UNROLL
@@ -179,9 +180,10 @@ INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, int panel, in
 }
 
 /* The rows from `row` on of one panel. */
-INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, int panel, int row)
+INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, struct fetcher *fetch, int panel,
+                             int row)
 {
-#define TAKE(n) (outputs(k, j, panel, 1, row, n), row += (n))
+#define TAKE(n) (outputs(k, j, fetch, panel, 1, row, n), row += (n))
     while (row < j->rows) {
         const int left = j->rows - row;
         if (left >= 16)
@@ -208,12 +210,14 @@ INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, int panel, 
  * numbers of rows go panel by panel, in at most two groups.  Grouping does not change a row. */
 INLINE AVX512 void job(enum kind k, const struct panel_job *j)
 {
+    struct fetcher fetch = j->fetch;
     int row = 0;
+    fetch_pace(&fetch, j->blocks, j->rows == 8 ? 1 : 2); /* most numbers of rows take at least two */
     if (j->outputs > PANEL && (j->rows < 12 || j->rows == 16))
         for (; row + 8 <= j->rows; row += 8)
-            outputs(k, j, 0, 2, row, 8);
+            outputs(k, j, &fetch, 0, 2, row, 8);
     for (int p = 0; p * PANEL < j->outputs; p++)
-        one_panel(k, j, p, row);
+        one_panel(k, j, &fetch, p, row);
 }
 
 AVX512 static void nf4_i8(const struct panel_job *j) { job(NF4_I8, j); }

@@ -9,7 +9,13 @@
  *
  * Cutting: a piece of work is a run of panels times a chunk of rows.  A chunk is as many tiles of
  * activations as fit in a part of the L2 cache, so that each panel of weights is read from memory
- * once per chunk and from L1 for every other tile of it. */
+ * once per chunk and from L1 for every other tile of it.  The pieces of products that share x are
+ * numbered one after the other, so that threads meet once for all of them.
+ *
+ * From about four rows on arithmetic takes longer than reading the weights, and memory idles.  An
+ * epilogue (adapters: lora.c) uses that: it names lines that it or somebody after it will read, and
+ * the kernels prefetch a few of them for every block that they compute.  What it adds is added as
+ * soon as a tile is computed: y is in L1, and the threads need not meet once more. */
 #include "engine/linear.h"
 #include "engine/dot.h"
 #include "engine/linear_int.h"
@@ -233,53 +239,89 @@ void act_pack(const struct compute *c, struct act *a, const float *x, int M, int
 
 /* --- products ---------------------------------------------------------------------------- */
 
+/* How a quantised product is computed. */
+struct panels {
+    panel_fn kernel;
+    size_t block_bytes;
+    float unit;
+    int pairs;     /* of panels */
+    int64_t first; /* piece */
+};
+
 struct matmul_task {
-    const struct matrix *w;
     const struct act *a;
-    const float *bias;
-    float *y;
-    size_t ldy;
+    const struct mat_product *p;
+    const struct epilogue *e;
+    int begin, end; /* products that are computed together */
     int chunk_rows; /* a multiple of TILE */
     /* quantised products */
-    panel_fn kernel;
+    int64_t pieces;
+    struct panels panels[PRODUCTS_MAX];
     struct packed packed;
-    size_t code_size, block_bytes;
-    float unit;
-    int pairs; /* of panels */
-    /* fp32 products */
+    size_t code_size;
+    /* the fp32 product */
     const struct dot_ops *dot;
 };
 
+/* Add to rows [row, row + rows) of outputs [first, first + outputs), which are there. */
+static void finish(const struct matmul_task *t, int product, int row, int rows, int first,
+                   int outputs)
+{
+    if (t->e != NULL)
+        t->e->add(t->e->arg, &(struct y_part){ product, row, rows, first, outputs });
+}
+
+/* One piece: a pair of panels times a chunk of rows. */
+static void quantised(const struct matmul_task *t, int64_t piece, int product)
+{
+    const struct mat_product *p = &t->p[product];
+    const struct panels *how = &t->panels[product];
+    const size_t blocks = (size_t)p->w->K / BLOCK, ldy = (size_t)p->ldy;
+    const int64_t own = piece - how->first;
+    const int first = (int)(own % how->pairs) * 2 * PANEL;
+    const size_t panel = (size_t)first / PANEL;
+    const int m0 = (int)(own / how->pairs) * t->chunk_rows;
+    const int m1 = least((int64_t)m0 + t->chunk_rows, t->a->M);
+    for (int m = m0; m < m1; m += TILE) {
+        const size_t at = (size_t)m * blocks;
+        struct lines lines[EPILOGUE_LINES];
+        struct panel_job j = {
+            .codes = (const uint8_t *)p->w->codes + panel * blocks * how->block_bytes,
+            .scales = p->w->scales16 + panel * blocks * PANEL,
+            .blocks = (int)blocks,
+            .rows = least(t->a->M - m, TILE),
+            .act = t->packed.codes + at * BLOCK * t->code_size,
+            .act_scale = t->packed.scale + at,
+            .act_start = t->packed.start + at,
+            .unit = how->unit,
+            .bias = p->bias != NULL ? p->bias + first : NULL,
+            .y = p->y + (size_t)m * ldy + first,
+            .ldy = ldy,
+            .outputs = least(p->w->N - first, 2 * PANEL),
+        };
+        if (t->e != NULL) {
+            const struct y_part part = { product, m, j.rows, first, j.outputs };
+            const int n = t->e->wanted(t->e->arg, &part, piece, t->pieces, lines);
+            j.fetch.next = lines;
+            j.fetch.end = lines + n;
+            for (int i = 0; i < n; i++)
+                j.fetch.lines += lines[i].n;
+        }
+        how->kernel(&j);
+        finish(t, product, m, j.rows, first, j.outputs);
+    }
+}
+
 /* Pieces are numbered chunk by chunk, so that threads share a chunk's activations. */
-static void quantised_piece(void *arg, int64_t begin, int64_t end, int thread)
+static void quantised_pieces(void *arg, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const struct matmul_task *t = arg;
-    const struct matrix *w = t->w;
-    const size_t blocks = (size_t)w->K / BLOCK;
+    int product = t->begin;
     for (int64_t i = begin; i < end; i++) {
-        const int first = (int)(i % t->pairs) * 2 * PANEL;
-        const size_t panel = (size_t)first / PANEL;
-        const int m0 = (int)(i / t->pairs) * t->chunk_rows;
-        const int m1 = least((int64_t)m0 + t->chunk_rows, t->a->M);
-        for (int m = m0; m < m1; m += TILE) {
-            const size_t at = (size_t)m * blocks;
-            const struct panel_job j = {
-                .codes = (const uint8_t *)w->codes + panel * blocks * t->block_bytes,
-                .scales = w->scales16 + panel * blocks * PANEL,
-                .blocks = (int)blocks,
-                .rows = least(t->a->M - m, TILE),
-                .act = t->packed.codes + at * BLOCK * t->code_size,
-                .act_scale = t->packed.scale + at,
-                .act_start = t->packed.start + at,
-                .unit = t->unit,
-                .bias = t->bias != NULL ? t->bias + first : NULL,
-                .y = t->y + (size_t)m * t->ldy + first,
-                .ldy = t->ldy,
-                .outputs = least(w->N - first, 2 * PANEL),
-            };
-            t->kernel(&j);
-        }
+        while (product + 1 < t->end && i >= t->panels[product + 1].first)
+            product++;
+        quantised(t, i, product);
     }
 }
 
@@ -288,22 +330,25 @@ static void dense_piece(void *arg, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const struct matmul_task *t = arg;
-    const struct matrix *w = t->w;
+    const struct mat_product *p = &t->p[t->begin];
+    const struct matrix *w = p->w;
     const size_t K = (size_t)w->K, ldx = (size_t)t->a->ldx, at = (size_t)begin * K;
+    const size_t ldy = (size_t)p->ldy;
     const int N = (int)(end - begin);
     for (int m = 0; m < t->a->M; m += t->chunk_rows) {
         const int rows = least(t->a->M - m, t->chunk_rows);
         const float *x = t->a->x + (size_t)m * ldx;
-        float *y = t->y + (size_t)m * t->ldy + begin;
+        float *y = p->y + (size_t)m * ldy + begin;
         if (w->type == MAT_F32)
-            t->dot->dots_f32(x, ldx, rows, (const float *)w->codes + at, K, N, K, y, t->ldy);
+            t->dot->dots_f32(x, ldx, rows, (const float *)w->codes + at, K, N, K, y, ldy);
         else if (w->type == MAT_F16)
-            t->dot->dots_f16(x, ldx, rows, (const uint16_t *)w->codes + at, K, N, K, y, t->ldy);
+            t->dot->dots_f16(x, ldx, rows, (const uint16_t *)w->codes + at, K, N, K, y, ldy);
         else
-            t->dot->dots_bf16(x, ldx, rows, (const uint16_t *)w->codes + at, K, N, K, y, t->ldy);
-        for (int r = 0; t->bias != NULL && r < rows; r++)
+            t->dot->dots_bf16(x, ldx, rows, (const uint16_t *)w->codes + at, K, N, K, y, ldy);
+        for (int r = 0; p->bias != NULL && r < rows; r++)
             for (int n = 0; n < N; n++)
-                y[(size_t)r * t->ldy + (size_t)n] += t->bias[begin + n];
+                y[(size_t)r * ldy + (size_t)n] += p->bias[begin + n];
+        finish(t, t->begin, m, rows, (int)begin, N);
     }
 }
 
@@ -312,25 +357,27 @@ static void dequantised_piece(void *arg, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const struct matmul_task *t = arg;
+    const struct mat_product *p = &t->p[t->begin];
     enum { PART = 8 * BLOCK };
-    const size_t K = (size_t)t->w->K;
+    const size_t K = (size_t)p->w->K;
     for (int64_t n = begin; n < end; n++)
         for (int m0 = 0; m0 < t->a->M; m0 += TILE) {
             const int rows = least(t->a->M - m0, TILE);
             float lanes[TILE][16] = { { 0.0f } }, part[PART];
             for (size_t k = 0; k < K; k += PART) {
                 const size_t len = K - k < PART ? K - k : PART;
-                matrix_part(t->w, (size_t)n, k, len, part);
+                matrix_part(p->w, (size_t)n, k, len, part);
                 for (int m = 0; m < rows; m++)
                     t->dot->lanes_f32(t->a->x + (size_t)(m0 + m) * (size_t)t->a->ldx + k, part, len,
                                       lanes[m]);
             }
             for (int m = 0; m < rows; m++) {
                 float sum = dot_tree(lanes[m]);
-                t->y[(size_t)(m0 + m) * t->ldy + (size_t)n] =
-                    t->bias != NULL ? sum + t->bias[n] : sum;
+                p->y[(size_t)(m0 + m) * (size_t)p->ldy + (size_t)n] =
+                    p->bias != NULL ? sum + p->bias[n] : sum;
             }
         }
+    finish(t, t->begin, 0, t->a->M, (int)begin, (int)(end - begin));
 }
 
 /* About eight pieces per thread, so that one that is held up costs little; at least 1. */
@@ -341,9 +388,8 @@ static int64_t grain_of(const struct compute *c, int64_t n)
 }
 
 /* Threads for M x N x K multiplications; none but the caller where waking them costs more. */
-static struct pool *pool_for(const struct compute *c, const struct matmul_task *t)
+static struct pool *pool_for(const struct compute *c, int64_t work)
 {
-    const int64_t work = (int64_t)t->a->M * t->w->N * t->w->K;
     return work >= 1 << 17 ? c->pool : NULL;
 }
 
@@ -357,40 +403,74 @@ static int chunk_rows(int M, size_t row_bytes)
     return (int)((tiles + chunks - 1) / chunks) * TILE;
 }
 
+static bool has_panels(const struct compute *c, const struct matrix *w)
+{
+    return (w->type == MAT_NF4_P16 || w->type == MAT_Q8_P16) && is_packed(c->precision, w->K);
+}
+
+static struct panels panels_of(const struct compute *c, const struct matrix *w)
+{
+    const bool fast = c->precision == PREC_FAST, nf4 = w->type == MAT_NF4_P16;
+    const struct linear_ops *ops = linear_ops(c->isa);
+    return (struct panels){
+        .kernel = nf4 ? (fast ? ops->nf4_i8 : ops->nf4_i16) : (fast ? ops->q8_i8 : ops->q8_i16),
+        .block_bytes = nf4 ? 512 : 1024,
+        .unit = nf4 && !fast ? 1.0f / W16_MAX : 1.0f / W8_MAX,
+        .pairs = (w->N + 2 * PANEL - 1) / (2 * PANEL),
+    };
+}
+
 static void matmul_quantised(const struct compute *c, struct matmul_task *t)
 {
-    const bool fast = c->precision == PREC_FAST, nf4 = t->w->type == MAT_NF4_P16;
-    const struct linear_ops *ops = linear_ops(c->isa);
-    if (nf4)
-        t->kernel = fast ? ops->nf4_i8 : ops->nf4_i16;
-    else
-        t->kernel = fast ? ops->q8_i8 : ops->q8_i16;
-    t->packed = packed_parts(c->precision, t->a->packed, t->a->M, t->a->K);
+    int64_t work = 0;
+    t->pieces = 0;
     t->code_size = code_size(c->precision);
-    t->block_bytes = nf4 ? 512 : 1024;
-    t->unit = nf4 && !fast ? 1.0f / W16_MAX : 1.0f / W8_MAX;
-    t->pairs = (t->w->N + 2 * PANEL - 1) / (2 * PANEL);
+    t->packed = packed_parts(c->precision, t->a->packed, t->a->M, t->a->K);
     t->chunk_rows = chunk_rows(t->a->M, (size_t)t->a->K * t->code_size);
-    const int64_t pieces = (int64_t)t->pairs * ((t->a->M + t->chunk_rows - 1) / t->chunk_rows);
-    pool_run(pool_for(c, t), pieces, grain_of(c, pieces), quantised_piece, t);
+    const int chunks = (t->a->M + t->chunk_rows - 1) / t->chunk_rows;
+    for (int i = t->begin; i < t->end; i++) {
+        t->panels[i] = panels_of(c, t->p[i].w);
+        t->panels[i].first = t->pieces;
+        t->pieces += (int64_t)t->panels[i].pairs * chunks;
+        work += (int64_t)t->a->M * t->p[i].w->N * t->a->K;
+    }
+    pool_run(pool_for(c, work), t->pieces, grain_of(c, t->pieces), quantised_pieces, t);
+}
+
+static void matmul_fp32(const struct compute *c, struct matmul_task *t)
+{
+    const struct matrix *w = t->p[t->begin].w;
+    t->dot = dot_ops(c->isa);
+    t->chunk_rows = chunk_rows(t->a->M, (size_t)w->K * sizeof(float));
+    const bool dense = w->type == MAT_F32 || w->type == MAT_BF16 || w->type == MAT_F16;
+    /* Whole groups of four rows, which the dense kernels take at once. */
+    const int64_t grain = (grain_of(c, w->N) + 3) / 4 * 4;
+    pool_run(pool_for(c, (int64_t)t->a->M * w->N * w->K), w->N, grain,
+             dense ? dense_piece : dequantised_piece, t);
+}
+
+void matmul_all(const struct compute *c, const struct act *a, const struct mat_product *p, int n,
+                const struct epilogue *e)
+{
+    struct matmul_task t = { .a = a, .p = p, .e = e };
+    assert(n <= PRODUCTS_MAX);
+    for (int i = 0; i < n && a->M > 0; i = t.end) {
+        assert(p[i].w->K == a->K);
+        t.begin = t.end = i;
+        while (t.end < n && has_panels(c, p[t.end].w))
+            t.end++;
+        if (t.end > i) {
+            matmul_quantised(c, &t);
+        } else {
+            t.end++;
+            matmul_fp32(c, &t);
+        }
+    }
 }
 
 void matmul(const struct compute *c, const struct matrix *w, const struct act *a, const float *bias,
             float *y, int ldy)
 {
-    assert(w->K == a->K);
-    struct matmul_task t = { .w = w, .a = a, .bias = bias, .y = y, .ldy = (size_t)ldy };
-    if (a->M <= 0)
-        return;
-    const bool panels = w->type == MAT_NF4_P16 || w->type == MAT_Q8_P16;
-    if (panels && is_packed(c->precision, w->K)) {
-        matmul_quantised(c, &t);
-        return;
-    }
-    t.dot = dot_ops(c->isa);
-    t.chunk_rows = chunk_rows(a->M, (size_t)w->K * sizeof(float));
-    const bool dense = w->type == MAT_F32 || w->type == MAT_BF16 || w->type == MAT_F16;
-    /* Whole groups of four rows, which the dense kernels take at once. */
-    const int64_t grain = (grain_of(c, w->N) + 3) / 4 * 4;
-    pool_run(pool_for(c, &t), w->N, grain, dense ? dense_piece : dequantised_piece, &t);
+    const struct mat_product p = { w, bias, y, ldy };
+    matmul_all(c, a, &p, 1, NULL);
 }

@@ -15,7 +15,7 @@
  * The rounding rules are in linear_scalar.c and dot.h; vector kernels follow them bit for bit.
  * A row of x with an infinity or a NaN gets NaN (or infinite) outputs; other rows do not notice.
  *
- * Threads: a matrix is immutable once filled.  matmul() runs on the compute's pool and has
+ * Threads: a matrix is immutable once filled.  Products run on the compute's pool and have
  * one caller at a time per pool. */
 #ifndef ENGINE_LINEAR_H
 #define ENGINE_LINEAR_H
@@ -69,6 +69,43 @@ int act_reserve(struct act *a, int M_max, int K_max, struct err *err);
 void act_pack(const struct compute *c, struct act *a, const float *x, int M, int K, int ldx);
 
 /* y[m][n] = sum_k x[m][k] W[n][k] (+ bias[n] if bias is not NULL), rows of y `ldy` apart. */
+struct mat_product {
+    const struct matrix *w;
+    const float *bias;
+    float *y;
+    int ldy;
+};
+
+/* Rows and outputs of product `product`. */
+struct y_part {
+    int product, row, rows, first, outputs;
+};
+
+/* `n` lines of 64 bytes from `at` on. */
+struct lines {
+    const char *at;
+    int n;
+};
+enum { EPILOGUE_LINES = 160 };
+
+/* What is to happen to outputs as soon as they are computed and still in the nearest cache.
+ * Any thread may call, with any part; parts do not overlap, and together they are all of y. */
+struct epilogue {
+    void *arg;
+    void (*add)(void *arg, const struct y_part *p);
+    /* Memory that is wanted soon, by add() for this part or by somebody else: it is read into the
+     * cache while the part is computed, which costs nothing where arithmetic is what takes the
+     * time.  Fills ret and returns how many, at most EPILOGUE_LINES.  `piece` counts the parts
+     * below `pieces`, so that each can take its share of something. */
+    int (*wanted)(void *arg, const struct y_part *p, int64_t piece, int64_t pieces,
+                  struct lines *ret);
+};
+
+/* Products that share x, at most PRODUCTS_MAX; e may be NULL. */
+enum { PRODUCTS_MAX = 3 };
+void matmul_all(const struct compute *c, const struct act *a, const struct mat_product *p, int n,
+                const struct epilogue *e);
+/* One product, nothing after it. */
 void matmul(const struct compute *c, const struct matrix *w, const struct act *a,
             const float *bias, float *y, int ldy);
 

@@ -9,8 +9,7 @@
 #ifndef ENGINE_LINEAR_INT_H
 #define ENGINE_LINEAR_INT_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "engine/linear.h"
 
 enum { BLOCK = 64, PANEL = 16, TILE = 16 };
 
@@ -35,6 +34,39 @@ enum { ACT_LEAST_BITS = 0x0d800000 /* 2^-100 */, ACT_INF_BITS = 0x7f800000 };
 typedef void (*pack_fn)(const float *x, int blocks, int rows, void *codes, float *scale,
                         int32_t *start);
 
+/* Hands out the lines of a list (linear.h), a few for each block that a kernel works on. */
+struct fetcher {
+    const struct lines *next, *end;
+    const char *at;
+    int left;      /* lines from `at` on */
+    int lines;     /* of all of the list */
+    int per_block; /* 0: no more */
+};
+
+/* A kernel will walk over `blocks` blocks `walks` times. */
+static inline void fetch_pace(struct fetcher *f, int blocks, int walks)
+{
+    f->per_block = f->lines > 0 ? f->lines / (blocks * walks) + 1 : 0;
+}
+
+static inline void fetch_some(struct fetcher *f)
+{
+    for (int i = 0; i < f->per_block; i++) {
+        if (f->left == 0) {
+            if (f->next == f->end) {
+                f->per_block = 0;
+                return;
+            }
+            f->at = f->next->at;
+            f->left = f->next->n;
+            f->next++;
+        }
+        __builtin_prefetch(f->at, 0, 2); /* L2: the tile's activations need all of L1 */
+        f->at += 64;
+        f->left--;
+    }
+}
+
 /* One tile by one or two panels. */
 struct panel_job {
     const uint8_t *codes;   /* first panel; the second follows after blocks * block_bytes */
@@ -49,11 +81,11 @@ struct panel_job {
     float *y;                 /* row 0, first output */
     size_t ldy;
     int outputs; /* 1..2 * PANEL */
+    struct fetcher fetch;
 };
 typedef void (*panel_fn)(const struct panel_job *j);
 
 /* Weights [k, k + len) of row n as fp32; in the panel layouts k and len are multiples of 64. */
-struct matrix;
 void matrix_part(const struct matrix *w, size_t n, size_t k, size_t len, float *ret);
 
 struct linear_ops {

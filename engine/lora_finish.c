@@ -9,7 +9,7 @@
  * cost nothing; a row's result depends on that row alone either way. */
 #include "engine/lora.h"
 
-#include "engine/dot.h"
+#include "engine/lora_int.h"
 
 struct finish {
     const struct lora_group *group;
@@ -78,18 +78,23 @@ void lora_finish(const struct compute *c, const struct lora_group *groups, int n
 void lora_embed(const struct compute *c, const struct adapter *a, float weight, int32_t token,
                 float *x)
 {
+    enum { PART = 64 };
     const struct lora_module *m = adapter_module(a, 0, MOD_EMBED);
-    const struct dot_ops *dot = dot_ops(c->isa);
-    for (int j = 0; j < m->rank; j++) {
-        const size_t at = (size_t)token * (size_t)m->rank + (size_t)j, n = (size_t)m->out;
-        const float gain = m->gain[j] * weight;
-        if (m->dtype == DT_F32)
-            dot->axpy_f32(((const float *)m->A)[at] * gain, (const float *)m->Bt + (size_t)j * n, x, n);
-        else if (m->dtype == DT_F16)
-            dot->axpy_f16(f16_to_f32(((const uint16_t *)m->A)[at]) * gain,
-                          (const uint16_t *)m->Bt + (size_t)j * n, x, n);
-        else
-            dot->axpy_bf16(bf16_to_f32(((const uint16_t *)m->A)[at]) * gain,
-                           (const uint16_t *)m->Bt + (size_t)j * n, x, n);
+    const lora_add_fn add = lora_add(c->isa);
+    for (int j = 0, n; j < m->rank; j += n) {
+        float u[PART];
+        n = m->rank - j < PART ? m->rank - j : PART;
+        for (int i = 0; i < n; i++) {
+            const size_t at = (size_t)token * (size_t)m->rank + (size_t)(j + i);
+            const float v = m->dtype == DT_F32   ? ((const float *)m->A)[at]
+                            : m->dtype == DT_F16 ? f16_to_f32(((const uint16_t *)m->A)[at])
+                                                 : bf16_to_f32(((const uint16_t *)m->A)[at]);
+            u[i] = v * (m->gain[j + i] * weight);
+        }
+        for (int o = 0; o < m->out; o += ADAPTER_PANEL) {
+            const int width = m->out - o < ADAPTER_PANEL ? m->out - o : ADAPTER_PANEL;
+            const char *b = (const char *)m->B + lora_b_index(m, o, j) * dtype_size(m->dtype);
+            add(m->dtype, b, (size_t)width, n, u, PART, 1, x + o, 0, width);
+        }
     }
 }

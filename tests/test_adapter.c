@@ -56,7 +56,7 @@ static void check_built(const struct adapter_src_module *m, const struct lora_mo
     assert_int_equal(b->out, m->out);
     assert_int_equal(b->dtype, m->dtype);
     assert_int_equal((uintptr_t)b->A % 64, 0);
-    assert_int_equal((uintptr_t)b->Bt % 64, 0);
+    assert_int_equal((uintptr_t)b->B % 64, 0);
     assert_int_equal((uintptr_t)b->gain % 64, 0);
     size_t k = (size_t)m->rank;
     assert_memory_equal(b->A, m->A, k * (size_t)m->in * dtype_size(m->dtype));
@@ -64,7 +64,7 @@ static void check_built(const struct adapter_src_module *m, const struct lora_mo
         double e = m->E ? value(m->E, m->dtype, j) : 1.0;
         assert_true(b->gain[j] == (float)(m->scaling * e));
         for (size_t o = 0; o < (size_t)m->out; o++)
-            assert_true(value(b->Bt, b->dtype, j * (size_t)m->out + o) ==
+            assert_true(value(b->B, b->dtype, lora_b_index(b, (int)o, (int)j)) ==
                         value(m->B, m->dtype, o * k + j));
     }
 }
@@ -331,7 +331,8 @@ static void w_plus_alpha_over_r_times_b_a_gives_pytorchs_numbers(void **state)
         struct adapter *a = NULL;
         assert_int_equal(adapter_build(&arch, &src, 0, &a, &err), ERR_OK);
 
-        float y[3 * 4], *ys[1] = { y }, scratch[4096];
+        float y[3 * 4], *ys[1] = { y };
+        _Alignas(64) float scratch[4096];
         for (int r = 0; r < 3; r++)
             for (int o = 0; o < 4; o++) {
                 double s = bias[o];
@@ -346,7 +347,7 @@ static void w_plus_alpha_over_r_times_b_a_gives_pytorchs_numbers(void **state)
         const enum module mods[1] = { MOD_K };
         const int ldy[1] = { 4 };
         assert_true(lora_scratch(3) <= sizeof scratch / sizeof scratch[0]);
-        lora_apply(&c, &group, 1, 0, mods, 1, x, 8, ys, ldy, scratch);
+        lora_apply(&c, &group, 1, &(struct lora_where){ 0, mods, 1 }, x, 8, ys, ldy, scratch);
         for (int i = 0; i < 12; i++)
             assert_float_equal(y[i], want[i], 1e-5f);
         pool_destroy(c.pool);

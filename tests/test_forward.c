@@ -49,7 +49,7 @@ static void make(struct made *m, const struct arch *a, int rank, uint8_t name)
         if (r > 0)
             m->modules[i] = (struct lora_module){
                 .rank = (int)r, .in = (int)in, .out = (int)out, .dtype = DT_F32,
-                .A = floats(r * in, 0.3f), .Bt = floats(r * out, 0.3f), .gain = floats(r, 0.5f),
+                .A = floats(r * in, 0.3f), .B = floats(r * out, 0.3f), .gain = floats(r, 0.5f),
             };
     }
     m->adapter.hash[0] = name;
@@ -61,7 +61,7 @@ static void unmake(struct made *m)
 {
     for (int i = 0; i < m->adapter.L * MOD_SLOTS; i++) {
         free((void *)(uintptr_t)m->modules[i].A);
-        free((void *)(uintptr_t)m->modules[i].Bt);
+        free((void *)(uintptr_t)m->modules[i].B);
         free((void *)(uintptr_t)m->modules[i].gain);
     }
     free(m->modules);

@@ -427,6 +427,100 @@ static void a_row_does_not_depend_on_company_or_threads(void **state)
     pool_destroy(pool[1]);
 }
 
+/* --- epilogues --------------------------------------------------------------------------- */
+
+enum { EPI_M = 300, EPI_N = 70 };
+static const int epi_n[PRODUCTS_MAX] = { EPI_N, 33, 48 };
+
+/* What an epilogue found: how often it was asked for an output, and what y was then. */
+struct seen {
+    const struct mat_product *p;
+    int times[PRODUCTS_MAX][EPI_M * EPI_N];
+    float y[PRODUCTS_MAX][EPI_M * EPI_N];
+};
+
+static void note(void *arg, const struct y_part *part)
+{
+    struct seen *s = arg;
+    const struct mat_product *p = &s->p[part->product];
+    for (int m = part->row; m < part->row + part->rows; m++)
+        for (int n = part->first; n < part->first + part->outputs; n++) {
+            float *y = &p->y[m * p->ldy + n];
+            s->times[part->product][m * EPI_N + n]++;
+            s->y[part->product][m * EPI_N + n] = *y;
+            *y += 1;
+        }
+}
+
+static int want_many(void *arg, const struct y_part *part, int64_t piece, int64_t pieces,
+                     struct lines *ret)
+{
+    const struct seen *s = arg;
+    if (piece < 0 || piece >= pieces || part->rows > 16 || part->outputs > 32)
+        abort(); /* cmocka's failures are for the main thread */
+    for (int i = 0; i < EPILOGUE_LINES; i++)
+        ret[i] = (struct lines){ (const char *)s->y[i % PRODUCTS_MAX] + 64 * piece, i % 5 };
+    return EPILOGUE_LINES;
+}
+
+/* Products of several types at once, each as it is alone, and each output is handed over once. */
+static void epilogues_get_every_output_once(void **state)
+{
+    (void)state;
+    enum { K = 128 };
+    static const enum mat_type types[][PRODUCTS_MAX] = {
+        { MAT_NF4_P16, MAT_NF4_P16, MAT_NF4_P16 },
+        { MAT_NF4_P16, MAT_Q8_P16, MAT_F32 },
+        { MAT_BF16, MAT_NF4_P16, MAT_NF4_P16 },
+    };
+    static const int rows[] = { 1, 3, 8, 13, 16, 33, EPI_M };
+    struct pool *pool;
+    struct seen *s = malloc(sizeof *s);
+    float *x = random_rows(EPI_M, K), *y = get_aligned(EPI_M * EPI_N * sizeof *y), *ys[PRODUCTS_MAX];
+    assert_int_equal(pool_create(3, &pool, NULL), ERR_OK);
+    for (int i = 0; i < PRODUCTS_MAX; i++)
+        ys[i] = get_aligned(EPI_M * EPI_N * sizeof *y);
+    for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+        struct weights w[PRODUCTS_MAX];
+        struct mat_product p[PRODUCTS_MAX];
+        for (int i = 0; i < PRODUCTS_MAX; i++) {
+            w[i] = make_weights(types[t][i], epi_n[i], K);
+            p[i] = (struct mat_product){ &w[i].m, i == 1 ? x : NULL, ys[i], EPI_N };
+        }
+        FOR_EACH_ISA(ISA_SCALAR, isa)
+        for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++)
+            for (int precision = PREC_FAST; precision <= PREC_F32; precision++) {
+                const struct compute c = { pool, isa, (enum precision)precision };
+                const struct epilogue e = { s, note, want_many };
+                struct act a;
+                act_init(&a);
+                assert_int_equal(act_reserve(&a, rows[r], K, NULL), ERR_OK);
+                act_pack(&c, &a, x, rows[r], K, K);
+                memset(s, 0, sizeof *s);
+                s->p = p;
+                matmul_all(&c, &a, p, PRODUCTS_MAX, &e);
+                for (int i = 0; i < PRODUCTS_MAX; i++) {
+                    matmul(&c, p[i].w, &a, p[i].bias, y, EPI_N);
+                    for (int m = 0; m < rows[r]; m++)
+                        for (int n = 0; n < epi_n[i]; n++) {
+                            const int at = m * EPI_N + n;
+                            assert_int_equal(s->times[i][at], 1);
+                            assert_true(s->y[i][at] == y[at] && ys[i][at] == y[at] + 1);
+                        }
+                }
+                act_free(&a);
+            }
+        for (int i = 0; i < PRODUCTS_MAX; i++)
+            free_weights(&w[i]);
+    }
+    for (int i = 0; i < PRODUCTS_MAX; i++)
+        free(ys[i]);
+    free(x);
+    free(y);
+    free(s);
+    pool_destroy(pool);
+}
+
 /* --- edges ------------------------------------------------------------------------------- */
 
 static void a_nan_spoils_its_own_row_and_no_other(void **state)
@@ -510,6 +604,7 @@ int main(void)
         cmocka_unit_test(vector_kernels_equal_the_scalar_ones),
         cmocka_unit_test(flat_matrices_may_have_any_width),
         cmocka_unit_test(a_row_does_not_depend_on_company_or_threads),
+        cmocka_unit_test(epilogues_get_every_output_once),
         cmocka_unit_test(a_nan_spoils_its_own_row_and_no_other),
         cmocka_unit_test(strides_are_honoured_and_nothing_else_is_written),
         cmocka_unit_test(zero_rows_are_no_work),

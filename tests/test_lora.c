@@ -2,6 +2,7 @@
  * split over threads, or computed. */
 #include "engine/lora.h"
 #include "engine/num.h"
+#include "tests/support_linear.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -39,7 +40,7 @@ static double element(enum dtype t, const void *p, size_t i)
     return t == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h);
 }
 
-enum { IN = 70, OUT_Q = 600, OUT_K = 33, OUT_V = 40, NMODS = 3, NADAPTERS = 5, ROWS = 45, L = 2 };
+enum { IN = 70, IN_64 = 128, OUT_Q = 600, OUT_K = 33, OUT_V = 40, NMODS = 3, NADAPTERS = 5, ROWS = 45, L = 2 };
 static const enum module mods[NMODS] = { MOD_Q, MOD_K, MOD_V };
 static const int outs[NMODS] = { OUT_Q, OUT_K, OUT_V };
 
@@ -48,7 +49,7 @@ struct made {
     struct lora_module modules[L * MOD_SLOTS];
 };
 
-static void make(struct made *m, const int rank[NMODS], enum dtype t)
+static void make(struct made *m, const int rank[NMODS], enum dtype t, int in)
 {
     memset(m, 0, sizeof *m);
     for (int i = 0; i < NMODS; i++) {
@@ -56,8 +57,8 @@ static void make(struct made *m, const int rank[NMODS], enum dtype t)
         if (r == 0)
             continue; /* stays all zero, shapes too */
         m->modules[MOD_SLOTS + (int)mods[i]] = (struct lora_module){
-            .rank = rank[i], .in = IN, .out = outs[i], .dtype = t,
-            .A = random_tensor(t, r * IN, 1), .Bt = random_tensor(t, r * (size_t)outs[i], 1),
+            .rank = rank[i], .in = in, .out = outs[i], .dtype = t,
+            .A = random_tensor(t, r * (size_t)in, 1), .B = random_tensor(t, r * (size_t)outs[i], 1),
             .gain = random_tensor(DT_F32, r, 2),
         };
     }
@@ -69,15 +70,24 @@ static void unmake(struct made *m)
 {
     for (int i = 0; i < L * MOD_SLOTS; i++) {
         free((void *)(uintptr_t)m->modules[i].A);
-        free((void *)(uintptr_t)m->modules[i].Bt);
+        free((void *)(uintptr_t)m->modules[i].B);
         free((void *)(uintptr_t)m->modules[i].gain);
     }
 }
 
 /* Ranks that differ per module, none at all, more than a pass takes at once, every type. */
-static struct made made[NADAPTERS];
-static struct lora_set sets[7];
+static struct made made[NADAPTERS], made_64[NADAPTERS];
+static struct lora_set sets[7], sets_64[7];
 static float x[ROWS * IN];
+
+static void make_sets(struct lora_set ret[7], const struct made m[NADAPTERS])
+{
+    for (int i = 0; i < NADAPTERS; i++)
+        ret[i] = (struct lora_set){ 1, { { &m[i].adapter, 1.0f } } };
+    ret[5] = (struct lora_set){ 0 };
+    ret[6] = (struct lora_set){ 3, { { &m[2].adapter, 1 }, { &m[3].adapter, -0.5f },
+                                     { &m[0].adapter, 0.25f } } };
+}
 
 static int set_up(void **state)
 {
@@ -86,13 +96,12 @@ static int set_up(void **state)
         { 8, 8, 8 }, { 1, 0, 12 }, { 0, 0, 0 }, { 300, 5, 17 }, { 0, 64, 3 }
     };
     static const enum dtype types[NADAPTERS] = { DT_BF16, DT_F32, DT_F32, DT_F16, DT_F32 };
-    for (int i = 0; i < NADAPTERS; i++)
-        make(&made[i], ranks[i], types[i]);
-    for (int i = 0; i < NADAPTERS; i++)
-        sets[i] = (struct lora_set){ 1, { { &made[i].adapter, 1.0f } } };
-    sets[5] = (struct lora_set){ 0 };
-    sets[6] = (struct lora_set){ 3, { { &made[2].adapter, 1 }, { &made[3].adapter, -0.5f },
-                                      { &made[0].adapter, 0.25f } } };
+    for (int i = 0; i < NADAPTERS; i++) {
+        make(&made[i], ranks[i], types[i], IN);
+        make(&made_64[i], ranks[i], types[i], IN_64);
+    }
+    make_sets(sets, made);
+    make_sets(sets_64, made_64);
     for (int i = 0; i < ROWS * IN; i++)
         x[i] = rnd(1);
     return 0;
@@ -101,8 +110,10 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
-    for (int i = 0; i < NADAPTERS; i++)
+    for (int i = 0; i < NADAPTERS; i++) {
         unmake(&made[i]);
+        unmake(&made_64[i]);
+    }
     return 0;
 }
 
@@ -126,7 +137,7 @@ static void apply(const struct compute *c, const struct lora_group *groups, int 
         y[m] = r->y[m];
         ldy[m] = OUT_Q;
     }
-    lora_apply(c, groups, n, 1, mods, NMODS, x, IN, y, ldy, scratch);
+    lora_apply(c, groups, n, &(struct lora_where){ 1, mods, NMODS }, x, IN, y, ldy, scratch);
     free(scratch);
 }
 
@@ -178,7 +189,7 @@ static double want_share(const struct lora_set *set, int m, int row, int o)
                 u += x[row * IN + k] *
                      element(mod->dtype, mod->A, (size_t)j * IN + (size_t)k);
             y += u * mod->gain[j] * set->item[i].weight *
-                 element(mod->dtype, mod->Bt, (size_t)j * (size_t)mod->out + (size_t)o);
+                 element(mod->dtype, mod->B, lora_b_index(mod, o, j));
         }
     }
     return y;
@@ -243,6 +254,62 @@ static void a_row_alone_has_the_bits_of_the_row_in_a_batch(void **state)
     free(alone);
 }
 
+/* Beside products of the base, as forward() does it: what comes of the products and then of
+ * lora_apply(). */
+static void an_epilogue_adds_the_same_bits(void **state)
+{
+    (void)state;
+    const struct lora_where where = { 1, mods, NMODS };
+    struct lora_group groups[NGROUPS];
+    struct weights weights[NMODS];
+    struct result *want = malloc(sizeof *want), *got = malloc(sizeof *got);
+    float *in = random_rows(ROWS, IN_64), *scratch = malloc(lora_scratch(ROWS) * sizeof *scratch);
+    int ldy[NMODS];
+    for (int g = 0; g < NGROUPS; g++)
+        groups[g] = (struct lora_group){ g > 0 ? layout[g - 1].end : 0, layout[g].end,
+                                         &sets_64[layout[g].set] };
+    for (int m = 0; m < NMODS; m++) {
+        weights[m] = make_weights(MAT_NF4_P16, outs[m], IN_64);
+        ldy[m] = OUT_Q;
+    }
+    FOR_EACH_ISA(ISA_SCALAR, isa)
+    for (int p = PREC_FAST; p <= PREC_F32; p++)
+        for (int threads = 1; threads <= 3; threads++) {
+            struct compute c = { .isa = isa, .precision = (enum precision)p };
+            struct mat_product products[NMODS];
+            struct lora_work w;
+            struct act a;
+            float *y[NMODS];
+            assert_int_equal(pool_create(threads, &c.pool, NULL), ERR_OK);
+            act_init(&a);
+            assert_int_equal(act_reserve(&a, ROWS, IN_64, NULL), ERR_OK);
+            act_pack(&c, &a, in, ROWS, IN_64, IN_64);
+            start(want);
+            start(got);
+            for (int m = 0; m < NMODS; m++) {
+                y[m] = want->y[m];
+                matmul(&c, &weights[m].m, &a, in, y[m], OUT_Q);
+            }
+            lora_apply(&c, groups, NGROUPS, &where, in, IN_64, y, ldy, scratch);
+            for (int m = 0; m < NMODS; m++) {
+                y[m] = got->y[m];
+                products[m] = (struct mat_product){ &weights[m].m, in, y[m], OUT_Q };
+            }
+            lora_begin(&w, &c, groups, NGROUPS, &where, &where, in, IN_64, y, ldy, scratch);
+            matmul_all(&c, &a, products, NMODS, lora_epilogue(&w));
+            lora_end(&w);
+            assert_memory_equal(want, got, sizeof *want);
+            act_free(&a);
+            pool_destroy(c.pool);
+        }
+    for (int m = 0; m < NMODS; m++)
+        free_weights(&weights[m]);
+    free(scratch);
+    free(in);
+    free(got);
+    free(want);
+}
+
 /* With A and B all ones and one input of 1, each of r columns adds gain * weight. */
 static void gains_and_weights_multiply_what_an_adapter_adds(void **state)
 {
@@ -253,14 +320,14 @@ static void gains_and_weights_multiply_what_an_adapter_adds(void **state)
         ones[i] = 1;
     struct lora_module modules[MOD_SLOTS] = { 0 };
     modules[MOD_DOWN] = (struct lora_module){ .rank = RANK, .in = N, .out = N, .dtype = DT_F32,
-                                              .A = ones, .Bt = ones, .gain = gain };
+                                              .A = ones, .B = ones, .gain = gain };
     struct adapter a = { .L = 1, .modules = modules };
     struct lora_set set = { 2, { { &a, 1.0f }, { &a, -0.25f } } };
     struct lora_group group = { 0, 1, &set };
     struct compute c = { .isa = ISA_SCALAR };
     const enum module down = MOD_DOWN;
     float *y = out, *scratch = malloc(lora_scratch(1) * sizeof *scratch);
-    lora_apply(&c, &group, 1, 0, &down, 1, in, N, &y, &(int){ N }, scratch);
+    lora_apply(&c, &group, 1, &(struct lora_where){ 0, &down, 1 }, in, N, &y, &(int){ N }, scratch);
     for (int i = 0; i < N; i++)
         assert_true(out[i] == 10 + 3.5f - 0.875f);
     free(scratch);
@@ -272,6 +339,7 @@ int main(void)
         cmocka_unit_test(a_mixed_batch_agrees_with_fp64),
         cmocka_unit_test(the_bits_depend_on_neither_threads_nor_instruction_set),
         cmocka_unit_test(a_row_alone_has_the_bits_of_the_row_in_a_batch),
+        cmocka_unit_test(an_epilogue_adds_the_same_bits),
         cmocka_unit_test(gains_and_weights_multiply_what_an_adapter_adds),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
