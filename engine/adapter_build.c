@@ -63,6 +63,15 @@ static size_t norms_bytes(const struct arch *arch, const struct adapter_src *src
     return 0;
 }
 
+/* Large blocks begin on a huge page, so that what a step reads of several adapters, the same place
+ * of each, would compete for the same few sets of a cache.  Each begins at a distance of its own. */
+enum { SKEW = 1024, SKEWS = 64, SKEW_FROM = 2 << 20 };
+
+static size_t skew(const struct adapter_src *src, size_t block)
+{
+    return block >= SKEW_FROM ? (size_t)(src->hash[0] % SKEWS) * SKEW : 0;
+}
+
 /* A multiple of 64, so that mem_footprint() of it is the footprint of what is asked for. */
 static size_t block_bytes(const struct arch *arch, const struct adapter_src *src)
 {
@@ -71,7 +80,7 @@ static size_t block_bytes(const struct arch *arch, const struct adapter_src *src
         n += gain_bytes(&src->modules[i]) + a_bytes(&src->modules[i]) + b_bytes(&src->modules[i]);
     for (size_t i = 0; i < src->nextras; i++)
         n += extra_bytes(&src->extras[i]);
-    return n;
+    return n >= SKEW_FROM ? n + (size_t)SKEW * SKEWS : n;
 }
 
 size_t adapter_build_bytes(const struct arch *arch, const struct adapter_src *src)
@@ -448,14 +457,15 @@ int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_
     if (rc != ERR_OK)
         return rc;
     size_t block = block_bytes(arch, src);
-    struct adapter *a = mem_alloc(block);
-    if (a == NULL)
+    char *own = mem_alloc(block);
+    if (own == NULL)
         return err_nomem(err);
+    struct adapter *a = (struct adapter *)(void *)(own + skew(src, block));
     memcpy(a->hash, src->hash, sizeof a->hash);
     a->version_id = version_id;
     a->L = arch->L;
     a->bytes = mem_footprint(block);
-    a->own = a;
+    a->own = own;
     rc = build(src, arch, (char *)a, a, err);
     if (rc != ERR_OK) {
         adapter_free(a);

@@ -40,6 +40,11 @@ struct lora_term {
     int j, n;       /* n of its ranks, from j on, */
     int col;        /* are these columns of U */
     int unit;       /* its first unit of U */
+    /* of mod, where a tile finds them at once */
+    int out, rank;
+    enum dtype dtype;
+    size_t size;    /* of an element */
+    const char *B;
 };
 
 /* A run of lines; `first`: how many are before it. */
@@ -91,8 +96,11 @@ static int module_terms(struct lora_work *w, int m, int n)
             const int col = w->columns[g] - w->window;
             const int j = imax(0, -col), end = imin(mod->rank, COLS - col);
             if (j < end)
-                w->terms[n++] = (struct lora_term){ mod, item->weight, gr->begin, gr->end, j,
-                                                    end - j, col + j, 0 };
+                w->terms[n++] = (struct lora_term){
+                    .mod = mod, .weight = item->weight, .begin = gr->begin, .end = gr->end, .j = j,
+                    .n = end - j, .col = col + j, .out = mod->out, .rank = mod->rank,
+                    .dtype = mod->dtype, .size = dtype_size(mod->dtype), .B = mod->B,
+                };
             w->columns[g] += mod->rank;
         }
     }
@@ -197,11 +205,14 @@ static void compute_u(struct lora_work *w)
 }
 
 /* --- Y ------------------------------------------------------------------------------------ */
-/* Where B's ranks j.. of output o are; *width: elements from a rank to the next. */
-static const char *b_at(const struct lora_module *mod, int o, int j, int *width)
+/* Where B of output o is, from the term's first rank on (lora_b_index()); *width: elements from a
+ * rank to the next. */
+static const char *b_at(const struct lora_term *t, int o, int *width)
 {
-    *width = imin(ADAPTER_PANEL, mod->out - (o - o % ADAPTER_PANEL));
-    return (const char *)mod->B + lora_b_index(mod, o, j) * dtype_size(mod->dtype);
+    const int first = o - o % ADAPTER_PANEL;
+    *width = imin(ADAPTER_PANEL, t->out - first);
+    const int64_t at = (int64_t)first * t->rank + (int64_t)t->j * *width + (o - first);
+    return t->B + (size_t)at * t->size;
 }
 
 /* Outputs [first, first + outputs) of rows [row, end). */
@@ -211,12 +222,12 @@ static void add_term(const struct lora_work *w, const struct lora_term *t, int m
     const size_t ldy = (size_t)w->ldy[m];
     const float *u = w->u + (size_t)row * COLS + (size_t)t->col;
     float *y = w->y[m] + (size_t)row * ldy;
-    const int last = imin(first + outputs, t->mod->out);
+    const int last = imin(first + outputs, t->out);
     for (int o = first, n; o < last; o += n) {
         int width;
-        const char *b = b_at(t->mod, o, t->j, &width);
+        const char *b = b_at(t, o, &width);
         n = imin(last - o, ADAPTER_PANEL - o % ADAPTER_PANEL);
-        w->add(t->mod->dtype, b, (size_t)width, t->n, u, COLS, end - row, y + o, ldy, n);
+        w->add(t->dtype, b, (size_t)width, t->n, u, COLS, end - row, y + o, ldy, n);
     }
 }
 
@@ -250,9 +261,8 @@ static int part_wants(void *arg, const struct y_part *p, int64_t piece, int64_t 
         int width;
         if (t->begin >= end || n == EPILOGUE_LINES / 2)
             break;
-        const char *b = b_at(t->mod, p->first, t->j, &width);
-        ret[n++] = (struct lines){ b, lines_of((size_t)(t->n * width) *
-                                               dtype_size(t->mod->dtype)) };
+        const char *b = b_at(t, p->first, &width);
+        ret[n++] = (struct lines){ b, lines_of((size_t)t->n * (size_t)width * t->size) };
     }
     int at = 0;
     for (int hi = w->nahead; hi - at > 1;) { /* the last run that begins at or before `begin` */
