@@ -41,12 +41,15 @@ def main():
                                        capture_output=True).stdout)
     named = {a.split("=")[-1] for a in args} & {p["name"] for p in listed["parts"]}
     more = []
+    # --shape LIST or --shape=LIST: PyTorch is asked for the one shape that a target compares.
+    chosen = [v for a, v in zip(args, args[1:]) if a == "--shape"] + [a[8:] for a in args if a.startswith("--shape=")]
+    compared = not chosen or "1.1b" in chosen[0].split(",")
     if "--list" not in args and "--help" not in args:
         more += ["--json", os.path.join(build, "bench.json")]
         shared = os.environ.get("LORAD_SHARED", os.path.join(ROOT, "..", "shared"))
         if os.path.isdir(shared):
             more += ["--shared", shared]
-        if not named or "train" in named:
+        if compared and (not named or "train" in named):
             more += torch_peers(listed["shapes"])
     sys.stdout.flush()
     os.execv(lorad, [lorad, "bench", *more, *args])
