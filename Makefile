@@ -123,6 +123,10 @@ test: test-deps all $(if $(T),$(filter %/test_$(T),$(TESTS)),$(TESTS)) ## build 
 bench: all ## measure this machine and the program, beside PyTorch if it is there; ARGS='decode mixed' for parts
 	@python3 tools/bench.py $(B) $(ARGS)
 
+SOAK_SECONDS ?= 1800
+soak: test-deps all ## a server under mixed load for SOAK_SECONDS=1800: answers, memory, stalls
+	@LORAD=$(B)/lorad SOAK_SECONDS=$(SOAK_SECONDS) python3 tests/soak.py
+
 asan: ## run the C tests under AddressSanitizer and UBSan
 	$(MAKE) test B=build/asan OPT='-O1 -g -fno-omit-frame-pointer' \
 	    SAN='-fsanitize=address,undefined -fno-sanitize-recover=all' SANITIZED=1
@@ -181,7 +185,7 @@ clean: ## remove build/
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n",$$1,$$2}'
 
-.PHONY: all deps test-deps lint-deps fuzz-deps cross-deps run test bench asan tsan fuzz fuzz-run cross cross-test
+.PHONY: all deps test-deps lint-deps fuzz-deps cross-deps run test bench soak asan tsan fuzz fuzz-run cross cross-test
 .PHONY: lint install clean help
 .SECONDARY:
 .DELETE_ON_ERROR:

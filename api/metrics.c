@@ -98,6 +98,7 @@ static int write_metrics(struct buf *b, const struct api *api, const struct fact
         { "vllm:inter_token_latency_seconds", "From a sequence's token to its next.", &s->gap },
         { "lorad_running_gap_seconds", "The same, of sequences that were not preempted between.",
           &s->running_gap },
+        { "lorad_between_steps_seconds", "Between two passes, while sequences run.", &s->between },
         { "lorad_step_seconds", "Passes, until their tokens were chosen.", &s->step },
     };
     for (size_t i = 0; i < sizeof times / sizeof times[0] && rc == ERR_OK; i++)

@@ -218,6 +218,8 @@ static void run_jobs(void *arg, int64_t begin, int64_t end, int thread)
 static void step(struct sched *s)
 {
     const double begin = now_mono();
+    if (s->chosen_at != 0)
+        histogram_add(&s->between, begin - s->chosen_at);
     sched_plan(s);
     lookup_plan(s);
     const int n = gather(s);
@@ -327,10 +329,12 @@ static void *engine_main(void *ud)
         sched_admit(s);
         atomic_store(&s->nrunning, s->running.n);
         atomic_store(&s->nwaiting, s->waiting.n);
-        if (s->running.n > 0)
+        if (s->running.n > 0) {
             step(s);
-        else
+        } else {
+            s->chosen_at = 0;
             sleep_until_poked(s);
+        }
     }
 }
 

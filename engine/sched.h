@@ -138,9 +138,10 @@ struct sched_stats {
     uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted, rejected;
     uint64_t guessed, guessed_right; /* tokens of prompt-lookup decoding */
     struct kv_stats kv;
-    /* step: from planning it to the tokens it chose.  gap: from a sequence's token to its next.
-     * running_gap: only of those between which it was not preempted. */
-    struct histogram_stats step, gap, running_gap;
+    /* step: from planning it to the tokens it chose.  between: from there to planning the next,
+     * while sequences run.  gap: from a sequence's token to its next.  running_gap: only of those
+     * between which it was not preempted. */
+    struct histogram_stats step, between, gap, running_gap;
 };
 void sched_stats(struct sched *s, struct sched_stats *ret);
 /* Forget all cached prefixes before the next step. */

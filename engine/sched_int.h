@@ -129,8 +129,8 @@ struct sched {
     bool poked, draining, cancel_all, stopping;
     int preempt, forget; /* asked for by sched_preempt_one() and sched_forget() */
 
-    struct histogram step, gap, running_gap; /* see struct sched_stats */
-    double chosen_at;    /* when the tokens of this step were chosen */
+    struct histogram step, between, gap, running_gap; /* see struct sched_stats */
+    double chosen_at; /* when the tokens of the last step were chosen; 0: nothing ran since */
 
     _Atomic int nrunning, nwaiting;
     _Atomic uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted,

@@ -131,6 +131,7 @@ void sched_stats(struct sched *s, struct sched_stats *ret)
     };
     kv_stats(s->kv, &ret->kv);
     histogram_read(&s->step, &ret->step);
+    histogram_read(&s->between, &ret->between);
     histogram_read(&s->gap, &ret->gap);
     histogram_read(&s->running_gap, &ret->running_gap);
 }

@@ -608,6 +608,7 @@ static void steps_and_gaps_between_tokens_are_timed(void **state)
     sched_drain(r.sched, 60);
     sched_stats(r.sched, &st);
     assert_int_equal(times(&st.step), st.steps);
+    assert_true(times(&st.between) > 0 && times(&st.between) < st.steps);
     assert_int_equal(times(&st.gap), 3 * 99);
     assert_true(st.preempted > 0); /* twice before a token, or before the first, is no gap more */
     assert_true(times(&st.running_gap) < 3 * 99);

@@ -182,7 +182,8 @@ curl -s -H "Authorization: Bearer $operator" "$url/metrics" >out
 python3 -c '
 import re, sys
 text = open("out").read()
-for name in ("vllm:inter_token_latency_seconds", "lorad_running_gap_seconds", "lorad_step_seconds"):
+for name in ("vllm:inter_token_latency_seconds", "lorad_running_gap_seconds", "lorad_step_seconds",
+             "lorad_between_steps_seconds"):
     rows = re.findall("^" + name + r"_bucket\{le=\"([^\"]*)\"\} (\d+)$", text, re.M)
     ends, counts = [float(e) for e, _ in rows], [int(n) for _, n in rows]
     value = lambda what: float(re.search("^" + name + what + " (.*)$", text, re.M).group(1))
