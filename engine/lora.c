@@ -95,12 +95,14 @@ static int module_terms(struct lora_work *w, int m, int n)
                                                            (int)w->where.mods[m]);
             const int col = w->columns[g] - w->window;
             const int j = imax(0, -col), end = imin(mod->rank, COLS - col);
-            if (j < end)
-                w->terms[n++] = (struct lora_term){
+            if (j < end) {
+                w->terms[n] = (struct lora_term){
                     .mod = mod, .weight = item->weight, .begin = gr->begin, .end = gr->end, .j = j,
                     .n = end - j, .col = col + j, .out = mod->out, .rank = mod->rank,
                     .dtype = mod->dtype, .size = dtype_size(mod->dtype), .B = mod->B,
                 };
+                n++;
+            }
             w->columns[g] += mod->rank;
         }
     }
