@@ -102,9 +102,8 @@ static json_t *fit(const json_t *messages, size_t n, const struct wants *w)
 
 static int render(const struct chat_template *t, const struct one *one,
                   const struct chat_turns *turns, const json_t *documents, const json_t *more,
-                  struct buf *ret, struct err *err)
+                  const struct jinja_opts *opts, struct buf *ret, struct err *err)
 {
-    const struct jinja_opts opts = { .now = turns->now };
     json_t *tools = (json_t *)turns->tools;
     json_t *v = json_copy(t->tokens);
     json_t *fitted = fit(turns->messages, turns->n, &one->wants);
@@ -115,7 +114,7 @@ static int render(const struct chat_template *t, const struct one *one,
         json_object_set_new(v, "documents",
                             documents ? json_incref((json_t *)documents) : json_null()) == 0 &&
         json_object_set_new(v, "add_generation_prompt", json_boolean(!turns->whole)) == 0)
-        rc = jinja_render(one->jinja, v, &opts, ret, err);
+        rc = jinja_render(one->jinja, v, opts, ret, err);
     else
         err_nomem(err);
     json_decref(fitted);
@@ -134,27 +133,42 @@ int chat_template_render(const struct chat_template *t, const json_t *messages,
 {
     const struct chat_turns turns = { .messages = messages, .n = json_array_size(messages),
                                       .tools = tools };
-    return render(t, for_tools(t, tools), &turns, documents, more, ret, err);
+    return render(t, for_tools(t, tools), &turns, documents, more, NULL, ret, err);
 }
 
 int chat_template_turns(const struct chat_template *t, const struct chat_turns *turns,
                         struct buf *ret, struct err *err)
 {
-    return render(t, for_tools(t, turns->tools), turns, NULL, NULL, ret, err);
+    const struct jinja_opts o = { .now = turns->now };
+    return render(t, for_tools(t, turns->tools), turns, NULL, NULL, &o, ret, err);
 }
 
 /* --- finding out what a template wants ------------------------------------------------------------ */
 
+/* All conversations of all templates of one file share these steps; templates of 18 models take 273 to
+ * 966.  The memory is more than a loop can fill with so many steps. */
+enum { PROBE_STEPS = 1000000, PROBE_MEMORY = 64 << 20, PROBE_OUTPUT = 1 << 20 };
+
+struct probe {
+    const struct chat_template *t;
+    struct one *one;
+    int64_t *left;   /* steps */
+    struct err *err; /* ERR_TOO_LARGE is kept here, and ends it; other failures mean "no" */
+};
+
 /* Does the conversation render to text with `needle` in it? */
-static bool shows(const struct chat_template *t, const struct one *one, json_t *messages,
-                  const char *needle)
+static bool shows(const struct probe *p, json_t *messages, const char *needle)
 {
     const struct chat_turns turns = { .messages = messages, .n = json_array_size(messages) };
+    const struct jinja_opts o = { .left = p->left, .memory = PROBE_MEMORY, .output = PROBE_OUTPUT };
     struct buf b;
     struct err err = { 0 };
-    buf_init(&b, (size_t)1 << 24);
-    const bool yes = messages != NULL && render(t, one, &turns, NULL, NULL, &b, &err) == ERR_OK &&
+    buf_init(&b, PROBE_OUTPUT);
+    const bool yes = messages != NULL && p->err->code == ERR_OK &&
+                     render(p->t, p->one, &turns, NULL, NULL, &o, &b, &err) == ERR_OK &&
                      b.data != NULL && strstr(b.data, needle) != NULL;
+    if (err.code == ERR_TOO_LARGE)
+        *p->err = err;
     buf_free(&b);
     json_decref(messages);
     return yes;
@@ -175,22 +189,22 @@ static json_t *tool_talk(bool empty)
                      "{\"needle\": \"x\"}");
 }
 
-static void probe(const struct chat_template *t, struct one *one, const char *text)
+static void probe(const struct probe *p, struct wants *w, const char *text)
 {
-    one->wants = (struct wants){ .developer = strstr(text, "developer") != NULL };
-    if (!shows(t, one, talk(), "needle")) {
-        one->wants.parts = true;
-        one->wants.parts = shows(t, one, talk(), "needle");
+    *w = (struct wants){ .developer = strstr(text, "developer") != NULL };
+    if (!shows(p, talk(), "needle")) {
+        w->parts = true;
+        w->parts = shows(p, talk(), "needle");
     }
     for (int empty = 1; empty >= 0; empty--) {
-        one->wants.text_arguments = false;
-        if (shows(t, one, tool_talk(empty != 0), "needle"))
+        w->text_arguments = false;
+        if (shows(p, tool_talk(empty != 0), "needle"))
             return;
-        one->wants.text_arguments = true;
-        if (shows(t, one, tool_talk(empty != 0), "{\"needle\": \"x\"}"))
+        w->text_arguments = true;
+        if (shows(p, tool_talk(empty != 0), "{\"needle\": \"x\"}"))
             return;
     }
-    one->wants.text_arguments = false; /* knows no tools */
+    w->text_arguments = false; /* knows no tools */
 }
 
 /* --- opening ---------------------------------------------------------------------------------------- */
@@ -235,12 +249,14 @@ static const char *named(const json_t *list, const char *name)
 }
 
 static int open_one(struct chat_template *t, struct one *one, const char *name, const char *text,
-                    struct err *err)
+                    int64_t *left, struct err *err)
 {
+    struct err why = { 0 };
     int rc = jinja_parse(name, text, strlen(text), &one->jinja, err);
-    if (rc == ERR_OK)
-        probe(t, one, text);
-    return rc;
+    if (rc != ERR_OK)
+        return rc;
+    probe(&(struct probe){ .t = t, .one = one, .left = left, .err = &why }, &one->wants, text);
+    return why.code != ERR_OK ? err_set(err, why.code, "%s", why.msg) : ERR_OK;
 }
 
 int chat_template_open(const char *name, const char *text, const char *tokenizer_config,
@@ -252,14 +268,15 @@ int chat_template_open(const char *name, const char *text, const char *tokenizer
     json_t *config = tokenizer_config ? json_loads(tokenizer_config, 0, NULL) : NULL;
     const json_t *list = json_object_get(config, "chat_template");
     const char *same = named(list, "default"), *tools = named(list, "tool_use");
+    int64_t left = PROBE_STEPS;
     int rc = take_tokens(t, config, err);
     if (rc == ERR_OK)
-        rc = open_one(t, &t->plain, name, text, err);
+        rc = open_one(t, &t->plain, name, text, &left, err);
     if (rc == ERR_OK && same != NULL && tools != NULL && strcmp(same, text) == 0) {
         struct buf b;
         buf_init(&b, 4096);
         rc = buf_printf(&b, "%.2000s (tool_use)", name) == ERR_OK
-                 ? open_one(t, &t->tools, b.data, tools, err) : err_nomem(err);
+                 ? open_one(t, &t->tools, b.data, tools, &left, err) : err_nomem(err);
         buf_free(&b);
     }
     json_decref(config);

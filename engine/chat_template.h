@@ -9,6 +9,7 @@
  *   content      an array of text parts becomes one string, unless only parts are understood
  *   arguments    of tool calls come as JSON text and become an object, unless only text works
  *   developer    becomes system, unless the template mentions it
+ * A template that takes more than a million steps for those, all together, is refused.
  *
  * Immutable after chat_template_open(); any thread may render. */
 #ifndef ENGINE_CHAT_TEMPLATE_H
@@ -25,7 +26,9 @@ struct chat_template;
 
 /* `name` is for messages.  `tokenizer_config` is the text of that file, or NULL; if `text` is the
  * default of several templates in it, the one named tool_use is taken when tools are given.
- * ERR_INVALID with name and line if a template cannot be parsed. */
+ * ERR_INVALID with name and line if a template cannot be parsed; ERR_TOO_LARGE with name and
+ * line for one that takes too many steps, or 64 MiB of values, 1 MiB of text or 600 levels of nesting,
+ * for a conversation of a few words. */
 int chat_template_open(const char *name, const char *text, const char *tokenizer_config,
                        struct chat_template **ret, struct err *err);
 void chat_template_free(struct chat_template *t); /* NULL is fine */

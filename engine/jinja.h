@@ -33,6 +33,8 @@ void jinja_free(struct jinja *t); /* NULL is fine */
 struct jinja_opts {
     int64_t now;     /* unix seconds for strftime_now(), in the local time zone; 0: the clock */
     int64_t steps;   /* nodes evaluated and items or short pieces of text touched; 20 million */
+    int64_t *left;   /* if not NULL, used instead of `steps`: what is taken is subtracted, so that
+                      * several renderings can share it; 0 allows none */
     size_t memory;   /* bytes that values may take; 256 MiB */
     size_t output;   /* bytes of text; 64 MiB */
 };

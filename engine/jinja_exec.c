@@ -406,23 +406,30 @@ static void render(struct jctx *c, const json_t *vars, struct buf *ret)
                                                  : "the text of the chat template is too long");
 }
 
+/* Apart from the rest, so that no variable lives across setjmp(). */
+__attribute__((noinline)) static int attempt(struct jctx *c, const json_t *vars, struct buf *ret)
+{
+    if (setjmp(c->jump) == 0)
+        render(c, vars, ret);
+    return c->rc;
+}
+
 int jinja_render(const struct jinja *t, const json_t *vars, const struct jinja_opts *o,
                  struct buf *ret, struct err *err)
 {
-    static const struct jinja_opts none;
+    const struct jinja_opts l = o != NULL ? *o : (struct jinja_opts){ .now = 0 };
     struct err own = { 0 };
     struct jctx *c = calloc(1, sizeof *c);
     if (c == NULL)
         return err_nomem(err);
-    o = o ? o : &none;
     *c = (struct jctx){ .t = t, .name = t->mem.name, .err = err ? err : &own,
-                        .steps = o->steps ? o->steps : 20000000,
-                        .max = o->memory ? o->memory : (size_t)256 << 20,
-                        .max_output = o->output ? o->output : (size_t)64 << 20,
-                        .now = o->now ? (time_t)o->now : time(NULL) };
-    if (setjmp(c->jump) == 0)
-        render(c, vars, ret);
-    const int rc = c->rc;
+                        .steps = l.left ? *l.left : l.steps ? l.steps : 20000000,
+                        .max = l.memory ? l.memory : (size_t)256 << 20,
+                        .max_output = l.output ? l.output : (size_t)64 << 20,
+                        .now = l.now ? (time_t)l.now : time(NULL) };
+    const int rc = attempt(c, vars, ret);
+    if (l.left != NULL)
+        *l.left = c->steps;
     jctx_free(c);
     free(c);
     return rc;

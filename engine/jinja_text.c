@@ -192,6 +192,7 @@ struct jv jescape(struct jctx *c, struct jv v)
         return v;
     const struct jstr *s = jtostr(c, v).s;
     struct jout o = { 0 };
+    jcharge(c, s->len / 8);
     for (size_t i = 0; i < s->len; i++) {
         static const char *const entity[] = { "&amp;", "&lt;", "&gt;", "&#34;", "&#39;" };
         static const char special[] = "&<>\"'";
@@ -250,6 +251,7 @@ size_t jfind(struct jctx *c, const struct jstr *s, const struct jstr *what, size
         return SIZE_MAX;
     if (what->len == 0)
         return from;
+    jcharge(c, what->len / 16);
     const char *p = memmem(s->s + from, s->len - from, what->s, what->len);
     jcharge(c, ((p ? (size_t)(p - s->s) : s->len) - from) / 64 + 1);
     return p ? (size_t)(p - s->s) : SIZE_MAX;
@@ -311,6 +313,7 @@ static void split_space(struct jctx *c, const struct jstr *s, int64_t max, struc
 {
     size_t at = 0;
     uint32_t cp;
+    jcharge(c, s->len / 16);
     for (;;) {
         while (at < s->len) {
             const size_t n = jdecode(s->s + at, &cp);
@@ -341,6 +344,7 @@ static void split_space_right(struct jctx *c, const struct jstr *s, int64_t max,
 {
     size_t to = s->len;
     uint32_t cp;
+    jcharge(c, s->len / 16);
     for (;;) {
         while (to > 0) {
             const size_t n = jdecode_back(s->s, to, &cp);

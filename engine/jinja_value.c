@@ -101,9 +101,11 @@ void jctx_free(struct jctx *c)
 
 void jcharge(struct jctx *c, size_t n)
 {
-    if (n > (size_t)c->steps)
+    if (n > (size_t)c->steps) {
+        c->steps = 0;
         jfail_plain(c, ERR_TOO_LARGE, NULL, "%s, line %d: the template takes too many steps",
                     c->name, c->line);
+    }
     c->steps -= (int64_t)n;
 }
 
@@ -233,9 +235,10 @@ static int order_numbers(struct jv a, struct jv b)
     return (p > q) - (p < q);
 }
 
-static int order_text(const struct jstr *a, const struct jstr *b)
+static int order_text(struct jctx *c, const struct jstr *a, const struct jstr *b)
 {
     const size_t n = a->len < b->len ? a->len : b->len;
+    jcharge(c, n / 64);
     const int d = n > 0 ? memcmp(a->s, b->s, n) : 0;
     return d != 0 ? d : (a->len > b->len) - (a->len < b->len);
 }
@@ -285,7 +288,7 @@ bool jeq(struct jctx *c, struct jv a, struct jv b)
     else if (a.type != b.type)
         same = false;
     else if (a.type == J_STR)
-        same = a.s->len == b.s->len && (a.s->len == 0 || memcmp(a.s->s, b.s->s, a.s->len) == 0);
+        same = a.s->len == b.s->len && order_text(c, a.s, b.s) == 0;
     else if (a.type == J_SEQ)
         same = eq_seq(c, a, b);
     else if (a.type == J_DICT)
@@ -312,7 +315,7 @@ int jcompare(struct jctx *c, struct jv a, struct jv b, const char *op)
         d = order_numbers(a, b);
         d = d == -2 ? 1 : d;
     } else if (a.type == J_STR && b.type == J_STR) {
-        d = order_text(a.s, b.s);
+        d = order_text(c, a.s, b.s);
     } else if (a.type == J_SEQ && b.type == J_SEQ && same_kind(a, b) &&
                (a.q->kind == SEQ_LIST || is_tuple(a))) {
         size_t i = 0;
@@ -449,6 +452,7 @@ static uint64_t hash_of(struct jctx *c, struct jv k)
     uint64_t h = 0xcbf29ce484222325ULL;
     int64_t i;
     if (k.type == J_STR) {
+        jcharge(c, k.s->len / 16);
         for (size_t at = 0; at < k.s->len; at++)
             h = (h ^ (unsigned char)k.s->s[at]) * 0x100000001b3ULL;
         return mix(h);

@@ -1,4 +1,6 @@
 /* test_chat.c - chat templates from the request to the prompt, without sockets. */
+#include "engine/chat_template.h"
+#include "engine/jinja.h"
 #include "tests/support_serve.h"
 
 #include <setjmp.h>
@@ -168,6 +170,57 @@ static void a_template_that_cannot_be_parsed_is_refused_by_name_and_line(void **
     assert_non_null(strstr(err.msg, "m (tool_use), line 1: "));
 }
 
+/* A loop that shows nothing is rendered for every question that there is: six times. */
+static int64_t steps_of(const char *text)
+{
+    int64_t left = 20000000;
+    const struct jinja_opts o = { .left = &left };
+    struct jinja *j;
+    struct err err = { 0 };
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    assert_int_equal(jinja_parse("t", text, strlen(text), &j, &err), ERR_OK);
+    assert_int_equal(jinja_render(j, NULL, &o, &b, &err), ERR_OK);
+    jinja_free(j);
+    buf_free(&b);
+    return 20000000 - left;
+}
+
+static void opening_takes_a_bounded_number_of_steps(void **state)
+{
+    (void)state;
+    static const char little[] = "{% for i in range(20) %}{% for j in range(1300) %}{% endfor %}{% endfor %}";
+    static const char much[] = "{% for i in range(90) %}{% for j in range(1300) %}{% endfor %}{% endfor %}";
+    static const char endless[] = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}";
+    const int64_t few = steps_of(little), many = steps_of(much);
+    assert_true(6 * few < 1000000 && 12 * few > 1000000);
+    assert_true(many < 1000000 && 6 * many > 1000000);
+    struct chat_template *t;
+    struct err err = { 0 };
+    assert_int_equal(chat_template_open("m", little, NULL, &t, &err), ERR_OK);
+    chat_template_free(t);
+    static const struct { const char *text, *why; } refused[] = {
+        { much, "m, line 1: the template takes too many steps" },
+        { endless, "m, line 1: the template takes too many steps" },
+        { "{% for i in range(99) %}{{ '0123456789abcdef' * 999 }}{% endfor %}",
+          "m, line 1: the text is longer than 1048576 bytes" },
+        { "{% macro m() %}{{ m() }}{% endmacro %}\n{{ m() }}", "m, line 1: nested too deep" },
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        assert_int_equal(chat_template_open("m", refused[i].text, NULL, &t, &err), ERR_TOO_LARGE);
+        assert_string_equal(err.msg, refused[i].why);
+        err_clear(&err);
+    }
+    /* the template for tools has what the other one left */
+    json_t *config = json_pack("{s:[{s:s, s:s}, {s:s, s:s}]}", "chat_template", "name", "default",
+                               "template", little, "name", "tool_use", "template", little);
+    char *json = json_dumps(config, 0);
+    assert_int_equal(chat_template_open("m", little, json, &t, &err), ERR_TOO_LARGE);
+    assert_non_null(strstr(err.msg, "m (tool_use), line 1: the template takes too many steps"));
+    free(json);
+    json_decref(config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -177,6 +230,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_wrong_is_400_with_a_sentence, setup, teardown),
         cmocka_unit_test(messages_are_fitted_to_the_template),
         cmocka_unit_test(a_template_that_cannot_be_parsed_is_refused_by_name_and_line),
+        cmocka_unit_test(opening_takes_a_bounded_number_of_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

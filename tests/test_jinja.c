@@ -271,6 +271,65 @@ static void limits_can_be_set_and_leave_the_buffer_alone(void **state)
     jinja_free(t);
 }
 
+static void renderings_can_share_their_steps(void **state)
+{
+    (void)state;
+    static const char text[] = "{% for i in range(300) %}abc{{ i }}{% endfor %}";
+    int64_t left = 1000000;
+    const struct jinja_opts o = { .left = &left };
+    struct jinja *t;
+    struct err err = { 0 };
+    struct buf b;
+    buf_init(&b, 10000);
+    assert_int_equal(jinja_parse("t", text, strlen(text), &t, &err), ERR_OK);
+    assert_int_equal(jinja_render(t, NULL, &o, &b, &err), ERR_OK);
+    const int64_t takes = 1000000 - left;
+    assert_true(takes > 300 && takes < 10000);
+    left = 2 * takes;
+    assert_int_equal(jinja_render(t, NULL, &o, &b, &err), ERR_OK);
+    assert_int_equal(jinja_render(t, NULL, &o, &b, &err), ERR_OK);
+    assert_int_equal(left, 0);
+    assert_int_equal(jinja_render(t, NULL, &o, &b, &err), ERR_TOO_LARGE);
+    err_clear(&err);
+    left = takes - 1;
+    assert_int_equal(jinja_render(t, NULL, &o, &b, &err), ERR_TOO_LARGE);
+    assert_string_equal(err.msg, "t, line 1: the template takes too many steps");
+    assert_int_equal(left, 0);
+    buf_free(&b);
+    jinja_free(t);
+}
+
+/* Long text is paid for by its length, whatever looks at it. */
+static void long_text_costs_steps(void **state)
+{
+    (void)state;
+    static const char *const looks[] = { "{s: 1}", "s in s", "b.split()", "b.rsplit()", "s == t", "s < t", "s|e" };
+    for (size_t i = 0; i < sizeof looks / sizeof looks[0]; i++) {
+        char text[200];
+        struct jinja *j;
+        struct err err = { 0 };
+        struct buf b;
+        int64_t cost[2];
+        buf_init(&b, 10000);
+        for (int more = 0; more < 2; more++) {
+            snprintf(text, sizeof text, "{%% set n = %d %%}{%% set s = 'a' * n %%}{%% set t = 'a' * (n - 1) ~ 'a' %%}"
+                     "{%% set b = ' ' * n %%}{%% set x = %s %%}", 100000 + 64000 * more, looks[i]);
+            int64_t left[2] = { 20000000, 20000000 }; /* without the look, and with it */
+            for (int k = 0; k < 2; k++) {
+                const struct jinja_opts o = { .left = &left[k] };
+                const size_t len = k == 1 ? strlen(text) : (size_t)(strstr(text, "{% set x") - text);
+                assert_int_equal(jinja_parse("t", text, len, &j, &err), ERR_OK);
+                assert_int_equal(jinja_render(j, NULL, &o, &b, &err), ERR_OK);
+                jinja_free(j);
+            }
+            cost[more] = left[0] - left[1];
+        }
+        if (cost[1] - cost[0] < 1000)
+            fail_msg("%s: %lld steps more for 64000 bytes more", looks[i], (long long)(cost[1] - cost[0]));
+        buf_free(&b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -280,6 +339,8 @@ int main(void)
         cmocka_unit_test(nesting_is_bounded_when_parsing_too),
         cmocka_unit_test(messages_name_the_template_and_the_line),
         cmocka_unit_test(limits_can_be_set_and_leave_the_buffer_alone),
+        cmocka_unit_test(renderings_can_share_their_steps),
+        cmocka_unit_test(long_text_costs_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
