@@ -191,7 +191,6 @@ int train_restore(struct train *t, const void *state, size_t len, struct err *er
  * core that it had, else what it had ("exact avx512 SkylakeX"): then its bits are not those of an
  * uninterrupted run.  Borrowed. */
 const char *train_elsewhere(const struct train *t);
-size_t train_state_bytes(const struct train *t); /* what train_save() will append */
 
 /* The adapter as it stands, with adapter_config.json in PEFT's form: what peft_parse() would give
  * for the files PEFT would write.  AdaLoRA is pruned once its masks are final. */

@@ -51,7 +51,7 @@ static int make_head(const struct train *t, struct head *ret, struct err *err)
     return ERR_OK;
 }
 
-size_t train_state_bytes(const struct train *t)
+static size_t state_bytes(const struct train *t)
 {
     return sizeof MAGIC - 1 + sizeof(struct head) + 32 +
            t->nparams * sizeof(float) * (t->has_best ? 2 : 1) + optim_state_bytes(t->optim) +
@@ -66,7 +66,9 @@ int train_save(const struct train *t, struct buf *ret, struct err *err)
     int rc = make_head(t, &h, err);
     if (rc != ERR_OK)
         return rc;
-    rc = buf_add(ret, MAGIC, sizeof MAGIC - 1);
+    rc = buf_reserve(ret, state_bytes(t));
+    if (rc == ERR_OK)
+        rc = buf_add(ret, MAGIC, sizeof MAGIC - 1);
     if (rc == ERR_OK)
         rc = buf_add(ret, &h, sizeof h);
     if (rc == ERR_OK)

@@ -443,18 +443,3 @@ int store_job_list(struct store *st, int64_t tenant, const char *after, int limi
     sql_int(&q, limit > 0 ? limit : -1);
     return list_rows(&q, ret, ret_n);
 }
-
-int store_job_count(struct store *st, int64_t tenant, enum job_status status, int64_t *ret,
-                    struct err *err)
-{
-    struct sql q = sql_open(st,
-                            "SELECT count(*) FROM job WHERE status = ?1"
-                            " AND (?2 = 0 OR tenant_id = ?2)", err);
-    sql_text(&q, status_names[status]);
-    sql_int(&q, tenant);
-    const int64_t n = sql_step(&q) == 1 ? sql_col_int(&q, 0) : 0;
-    int rc = sql_close(&q);
-    if (rc == ERR_OK)
-        *ret = n;
-    return rc;
-}

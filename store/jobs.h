@@ -109,9 +109,6 @@ struct store_pair { const char *key, *value; };
 int store_job_list(struct store *st, int64_t tenant, const char *after, int limit,
                    const struct store_pair *metadata, size_t nmetadata, struct store_job **ret,
                    size_t *ret_n, struct err *err);
-/* How many of the tenant's (0: all) jobs are in this status. */
-int store_job_count(struct store *st, int64_t tenant, enum job_status status, int64_t *ret,
-                    struct err *err);
 /* What a client may wish.  A queued or paused job is paused, resumed or cancelled at once; a
  * running one when the runner has seen `wanted`.  ERR_CONFLICT where it makes no sense (it has
  * ended); asking twice is fine. */
