@@ -90,6 +90,10 @@ int spool_map(struct spool *s, const char *param, const char *what, void **ret, 
               struct err *err);
 /* ?name=N; *ret is left alone if it is absent. */
 int query_int(struct api_ctx *c, const char *name, long lo, long hi, long *ret, struct err *err);
+/* part[k] becomes the form's part called names[k], or stays NULL; at most one of each.  `takes` lists
+ * them in the sentence about any other. */
+int form_parts(const struct api_req *req, int n, const char *const names[], const char *takes,
+               const struct api_part *part[], struct err *err);
 int adapters_create(struct api_ctx *c, struct err *err);
 int adapters_put(struct api_ctx *c, struct err *err);
 

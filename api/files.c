@@ -26,18 +26,9 @@ enum { EXPIRES_MIN = 3600, EXPIRES_MAX = 2592000, LINES_SHOWN = 5 };
 static int sort_parts(const struct api_req *req, const struct api_part *part[P_COUNT],
                       struct err *err)
 {
-    for (size_t i = 0; i < req->nparts; i++) {
-        int k = 0;
-        while (k < P_COUNT && strcmp(part_names[k], req->parts[i].name) != 0)
-            k++;
-        if (k == P_COUNT)
-            return err_set(err, ERR_INVALID, "the form has an unknown part `%.80s`: it takes file, "
-                           "purpose and expires_after", req->parts[i].name);
-        if (part[k] != NULL)
-            return err_set_slug(err, ERR_INVALID, NULL, part_names[k],
-                                "the form has more than one part `%s`", part_names[k]);
-        part[k] = &req->parts[i];
-    }
+    int rc = form_parts(req, P_COUNT, part_names, "file, purpose and expires_after", part, err);
+    if (rc != ERR_OK)
+        return rc;
     for (int k = 0; k <= P_PURPOSE; k++)
         if (part[k] == NULL)
             return err_set_slug(err, ERR_INVALID, NULL, part_names[k],
@@ -235,11 +226,6 @@ int files_show(struct api_ctx *c, struct err *err)
     return rc != ERR_OK ? rc : resp_json(c, 200, file_json(&f), err);
 }
 
-static int to_spool(void *ud, const void *data, size_t len, struct err *err)
-{
-    return spool_write(ud, data, len, err);
-}
-
 /* The name with what a header cannot hold replaced. */
 static void header_name(const char *name, char ret[128])
 {
@@ -262,7 +248,7 @@ int files_content(struct api_ctx *c, struct err *err)
     if (rc == ERR_OK)
         rc = spool_open(c->api->o.db_path, (size_t)f.bytes, &s, err);
     if (rc == ERR_OK)
-        rc = store_file_read(c->st, c->plan->tenant, f.ref, to_spool, s, err);
+        rc = store_file_read(c->st, c->plan->tenant, f.ref, s, err);
     if (rc != ERR_OK) {
         spool_close(s);
         return rc;

@@ -125,6 +125,24 @@ static int parse_activate(const char *text, bool *ret, struct err *err)
     return ERR_OK;
 }
 
+int form_parts(const struct api_req *req, int n, const char *const names[], const char *takes,
+               const struct api_part *part[], struct err *err)
+{
+    for (size_t i = 0; i < req->nparts; i++) {
+        int k = 0;
+        while (k < n && strcmp(names[k], req->parts[i].name) != 0)
+            k++;
+        if (k == n)
+            return err_set(err, ERR_INVALID, "the form has an unknown part `%.80s`: it takes %s",
+                           req->parts[i].name, takes);
+        if (part[k] != NULL)
+            return err_set_slug(err, ERR_INVALID, NULL, names[k],
+                                "the form has more than one part `%s`", names[k]);
+        part[k] = &req->parts[i];
+    }
+    return ERR_OK;
+}
+
 /* --- POST /v1/adapters -F name=NAME -F config=@adapter_config.json
  *                        -F weights=@adapter_model.safetensors [-F activate=false]; with GGUF weights
  *                        no config --------------------------------------------------------------- */
@@ -132,18 +150,9 @@ static int parse_activate(const char *text, bool *ret, struct err *err)
 static int sort_parts(const struct api_req *req, const struct api_part *part[P_COUNT],
                       struct err *err)
 {
-    for (size_t i = 0; i < req->nparts; i++) {
-        int k = 0;
-        while (k < P_COUNT && strcmp(part_names[k], req->parts[i].name) != 0)
-            k++;
-        if (k == P_COUNT)
-            return err_set(err, ERR_INVALID, "the form has an unknown part `%.80s`: it takes name, "
-                           "config, weights and activate", req->parts[i].name);
-        if (part[k] != NULL)
-            return err_set_slug(err, ERR_INVALID, NULL, part_names[k],
-                                "the form has more than one part `%s`", part_names[k]);
-        part[k] = &req->parts[i];
-    }
+    int rc = form_parts(req, P_COUNT, part_names, "name, config, weights and activate", part, err);
+    if (rc != ERR_OK)
+        return rc;
     if (part[P_NAME] == NULL)
         return no_part(P_NAME, err);
     if (part[P_WEIGHTS] == NULL)

@@ -46,11 +46,6 @@ static int read_gate(struct job_run *run, char file[STORE_ID_MAX + 1], struct er
     return rc;
 }
 
-static int to_spool(void *ud, const void *data, size_t len, struct err *err)
-{
-    return spool_write(ud, data, len, err);
-}
-
 static int read_file(struct job_run *run, enum job_file which, const char *ref, struct err *err)
 {
     if (ref[0] == '\0')
@@ -58,7 +53,7 @@ static int read_file(struct job_run *run, enum job_file which, const char *ref, 
     const size_t any = (size_t)1 << 62;
     int rc = spool_open(run->r->o.db_path, any, &run->files[which], err);
     if (rc == ERR_OK)
-        rc = store_file_read(run->r->st, run->job->tenant, ref, to_spool, run->files[which], err);
+        rc = store_file_read(run->r->st, run->job->tenant, ref, run->files[which], err);
     return rc;
 }
 

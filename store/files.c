@@ -200,8 +200,12 @@ int store_file_list(struct store *st, int64_t tenant, const char *purpose, const
     return ERR_OK;
 }
 
-int store_file_read(struct store *st, int64_t tenant, const char *ref,
-                    int (*sink)(void *ud, const void *data, size_t len, struct err *err), void *ud,
+static int to_spool(void *ud, const void *data, size_t len, struct err *err)
+{
+    return spool_write(ud, data, len, err);
+}
+
+int store_file_read(struct store *st, int64_t tenant, const char *ref, struct spool *to,
                     struct err *err)
 {
     struct store_file f;
@@ -214,7 +218,7 @@ int store_file_read(struct store *st, int64_t tenant, const char *ref,
                                 "SELECT chunk, data FROM file_chunk WHERE file_id = ?"
                                 " ORDER BY chunk", err);
         sql_int(&q, f.id);
-        rc = chunks_get(&q, f.ref, f.bytes, f.hash, sink, ud);
+        rc = chunks_get(&q, f.ref, f.bytes, f.hash, to_spool, to);
     }
     return store_end(st, rc, err);
 }

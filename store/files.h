@@ -32,10 +32,9 @@ int store_file_get(struct store *st, int64_t tenant, const char *ref, struct sto
 int store_file_list(struct store *st, int64_t tenant, const char *purpose, const char *after,
                     int limit, bool oldest_first, struct store_file **ret, size_t *ret_n,
                     struct err *err);
-/* The content piece by piece (at most 4 MiB each); a failure of `sink` ends it.  ERR_DB if the
- * bytes are not what was put in. */
-int store_file_read(struct store *st, int64_t tenant, const char *ref,
-                    int (*sink)(void *ud, const void *data, size_t len, struct err *err), void *ud,
+/* The content, written into a spool piece by piece (at most 4 MiB each).  ERR_DB if the bytes are not
+ * what was put in. */
+int store_file_read(struct store *st, int64_t tenant, const char *ref, struct spool *to,
                     struct err *err);
 /* ERR_CONFLICT while a job that has not ended needs it. */
 int store_file_delete(struct store *st, int64_t tenant, const char *ref, struct err *err);

@@ -147,12 +147,6 @@ static bool said(struct fixture *f, const struct store_job *j, const char *text)
 }
 
 /* --- files ------------------------------------------------------------------------------------- */
-static int gather(void *ud, const void *data, size_t len, struct err *e)
-{
-    (void)e;
-    return buf_add(ud, data, len);
-}
-
 static void a_file_of_many_chunks_comes_back_as_it_was(void **state)
 {
     struct fixture *f = *state;
@@ -161,7 +155,10 @@ static void a_file_of_many_chunks_comes_back_as_it_was(void **state)
     for (size_t i = 0; i < len; i++)
         data[i] = (uint8_t)(i * 2654435761u >> 13);
     struct store_file file, got;
-    struct buf b;
+    struct spool *s;
+    const char *path;
+    char *back;
+    size_t nback;
     ok(store_file_add(f->st, 1, "big.jsonl", "evals", data, len, 0, &file, &err));
     ok(store_file_get(f->st, 1, file.ref, &got, &err));
     sha256_of(data, len, hash);
@@ -169,23 +166,29 @@ static void a_file_of_many_chunks_comes_back_as_it_was(void **state)
     assert_int_equal(got.bytes, len);
     assert_string_equal(got.purpose, "evals");
     assert_string_equal(got.name, "big.jsonl");
-    buf_init(&b, len);
-    ok(store_file_read(f->st, 1, file.ref, gather, &b, &err));
-    assert_int_equal(b.len, len);
-    assert_memory_equal(b.data, data, len);
-    buf_free(&b);
+    ok(spool_open(f->db, 4 * len, &s, &err));
+    ok(store_file_read(f->st, 1, file.ref, s, &err));
+    ok(spool_done(s, &path, &err));
+    ok(file_read(path, 2 * len, &back, &nback, &err));
+    assert_int_equal(nback, len);
+    assert_memory_equal(back, data, len);
+    free(back);
+    spool_close(s);
+    ok(spool_open(f->db, len - 1, &s, &err));
+    fails(store_file_read(f->st, 1, file.ref, s, &err), ERR_TOO_LARGE, "");
+    spool_close(s);
+    ok(spool_open(f->db, 4 * len, &s, &err));
     assert_int_equal(number(f, "SELECT max(length(data)) FROM file_chunk"), 4 << 20);
     /* another tenant's */
     fails(store_file_get(f->st, f->acme, file.ref, &got, &err), ERR_NOT_FOUND, "file_not_found");
-    fails(store_file_read(f->st, f->acme, file.ref, gather, &b, &err), ERR_NOT_FOUND, file.ref);
+    fails(store_file_read(f->st, f->acme, file.ref, s, &err), ERR_NOT_FOUND, file.ref);
     fails(store_file_delete(f->st, f->acme, file.ref, &err), ERR_NOT_FOUND, file.ref);
     /* damage is noticed */
     ok(sql_exec(f->st, "UPDATE file_chunk SET data = zeroblob(length(data)) WHERE chunk = 3", &err));
-    fails(store_file_read(f->st, 1, file.ref, gather, &b, &err), ERR_DB, "damaged");
+    fails(store_file_read(f->st, 1, file.ref, s, &err), ERR_DB, "damaged");
     ok(sql_exec(f->st, "DELETE FROM file_chunk WHERE chunk = 3", &err));
-    buf_free(&b);
-    fails(store_file_read(f->st, 1, file.ref, gather, &b, &err), ERR_DB, "damaged");
-    buf_free(&b);
+    fails(store_file_read(f->st, 1, file.ref, s, &err), ERR_DB, "damaged");
+    spool_close(s);
     ok(store_file_delete(f->st, 1, file.ref, &err));
     assert_int_equal(number(f, "SELECT count(*) FROM file_chunk"), 3);
     free(data);
