@@ -160,7 +160,7 @@ static void segment_run(const struct ops *ops, const struct attn_layer *a, const
         q[i].m = (struct ops_softmax){ .max = -INFINITY };
         memset(q[i].out, 0, (size_t)a->hd * sizeof *q[i].out);
     }
-    struct tile tiles[2];
+    struct tile tiles[2] = { { 0 } };
     tile_set(&tiles[0], a, pages, lo / OPS_TILE * OPS_TILE, hi, g);
     for (int n = 0; tiles[n % 2].begin < hi; n++) {
         struct tile *t = &tiles[n % 2], *next = &tiles[(n + 1) % 2];
@@ -170,7 +170,7 @@ static void segment_run(const struct ops *ops, const struct attn_layer *a, const
     }
 }
 
-static int block_size(int hd) { return imin(BLOCK, BLOCK_VALUES / hd); }
+static int block_size(int hd) { return imax(1, imin(BLOCK, BLOCK_VALUES / hd)); }
 
 /* Query number i of the span: row i / heads, head g * heads + i % heads. */
 static void query_set(struct query *q, const struct attn_layer *a, const struct attn_span *s, int g,
@@ -198,8 +198,9 @@ static void block_run(const struct ops *ops, const struct attn_layer *a, const s
     struct ops_softmax m[BLOCK];
     float *out[BLOCK], part[BLOCK_VALUES];
     for (int i = 0; i < nq; i++) {
-        const size_t row = (size_t)(s->row + (first + i) / heads);
+        const size_t row = (size_t)s->row + (size_t)((first + i) / heads);
         query_set(&q[i], a, s, g, first + i);
+        m[i] = (struct ops_softmax){ .max = -INFINITY };
         out[i] = a->out + (row * (size_t)a->H + (size_t)(g * heads + (first + i) % heads)) * hd;
     }
     const int begin = attn_first_visible(q[0].pos, a->window), end = q[nq - 1].pos;
@@ -207,7 +208,7 @@ static void block_run(const struct ops *ops, const struct attn_layer *a, const s
         for (int i = 0; i < nq; i++) {
             const bool is_first = attn_first_visible(q[i].pos, a->window) / ATTN_SEGMENT == seg;
             query_see(&q[i], a, seg);
-            q[i].out = is_first ? out[i] : part + (size_t)i * hd;
+            q[i].out = is_first ? out[i] : &part[(size_t)i * hd];
         }
         segment_run(ops, a, s->pages, q, nq, g);
         for (int i = 0; i < nq; i++)

@@ -50,7 +50,7 @@ size_t attn_lay_out(struct attn_work *w, int H, int hd, int max_rows, void *mem)
         w->sorted = (struct attn_piece *)(m + pieces);
         w->softmax = (struct ops_softmax *)(m + 2 * pieces);
         w->carry = (struct ops_softmax *)(m + 2 * pieces + softmax);
-        w->values = (float *)(m + 2 * pieces + softmax + carry);
+        w->values = (void *)(m + 2 * pieces + softmax + carry);
     }
     return 2 * pieces + softmax + carry + values;
 }

@@ -183,7 +183,7 @@ char *path_join(const char *dir, const char *name)
 _Static_assert(sizeof(struct sha256_ctx) <= sizeof(((struct sha256 *)0)->state),
                "struct sha256 must hold nettle's state");
 
-static struct sha256_ctx *ctx(struct sha256 *h) { return (struct sha256_ctx *)(void *)h->state; }
+static struct sha256_ctx *ctx(struct sha256 *h) { return (void *)&h->state; }
 
 void sha256_init(struct sha256 *h) { nettle_sha256_init(ctx(h)); }
 void sha256_add(struct sha256 *h, const void *data, size_t len)
