@@ -52,5 +52,9 @@ int pool_threads(const struct pool *p);
  * is thread 0.  A NULL pool runs everything in the caller. */
 typedef void (*pool_fn)(void *arg, int64_t begin, int64_t end, int thread);
 void pool_run(struct pool *p, int64_t n, int64_t grain, pool_fn fn, void *arg);
+/* The same, but each thread begins at a place of its own and takes pieces that follow each other,
+ * until it has to help others: for loops over much memory, which is read faster by threads that are
+ * far from each other (see linear.c). */
+void pool_run_apart(struct pool *p, int64_t n, int64_t grain, pool_fn fn, void *arg);
 
 #endif

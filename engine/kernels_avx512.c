@@ -124,8 +124,11 @@ INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, struct fetche
         f[i] = _mm512_setzero_ps();
 
     for (int b = 0; b < j->blocks; b++) {
-        if (rows * panels <= 2)
-            prefetch(w, vectors(k));
+        if (row == 0) { /* the first rows read memory; those after them find the panel in a cache */
+            UNROLL
+            for (int p = 0; p < panels; p++)
+                prefetch(w + (size_t)p * panel_bytes, vectors(k));
+        }
         fetch_some(fetch);
         /* sum[(c * panels + p) * rows + m]: accumulator c of panel p and row m */
         __m512i sum[16];
@@ -206,14 +209,15 @@ INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, struct fetc
 #undef TAKE
 }
 
-/* A tile by one or two panels.  Two panels by 8 rows use each broadcast activation twice; other
- * numbers of rows go panel by panel, in at most two groups.  Grouping does not change a row. */
+/* A tile by one or two panels.  Two panels by 8 rows use each broadcast activation twice; from 12 rows
+ * on panels are taken one by one, so that a tile of 16 walks over each panel once (on Zen 4 13 to 17 %
+ * faster than twice over two panels: 690 to 745 of 915 GOP/s).  Grouping does not change a row. */
 INLINE AVX512 void job(enum kind k, const struct panel_job *j)
 {
     struct fetcher fetch = j->fetch;
     int row = 0;
     fetch_pace(&fetch, j->blocks, j->rows == 8 ? 1 : 2); /* most numbers of rows take at least two */
-    if (j->outputs > PANEL && (j->rows < 12 || j->rows == 16))
+    if (j->outputs > PANEL && j->rows < 12)
         for (; row + 8 <= j->rows; row += 8)
             outputs(k, j, &fetch, 0, 2, row, 8);
     for (int p = 0; p * PANEL < j->outputs; p++)

@@ -10,7 +10,9 @@
  * Cutting: a piece of work is a run of panels times a chunk of rows.  A chunk is as many tiles of
  * activations as fit in a part of the L2 cache, so that each panel of weights is read from memory
  * once per chunk and from L1 for every other tile of it.  The pieces of products that share x are
- * numbered one after the other, so that threads meet once for all of them.
+ * numbered one after the other, so that threads meet once for all of them.  Each thread begins at a
+ * place of its own: two that read neighbouring panels in turn get less from memory than two that are far
+ * from each other (Zen 4, one row: 4 to 6 % less).
  *
  * From about four rows on arithmetic takes longer than reading the weights, and memory idles.  An
  * epilogue (adapters: lora.c) uses that: it names lines that it or somebody after it will read, and
@@ -434,7 +436,7 @@ static void matmul_quantised(const struct compute *c, struct matmul_task *t)
         t->pieces += (int64_t)t->panels[i].pairs * chunks;
         work += (int64_t)t->a->M * t->p[i].w->N * t->a->K;
     }
-    pool_run(pool_for(c, work), t->pieces, grain_of(c, t->pieces), quantised_pieces, t);
+    pool_run_apart(pool_for(c, work), t->pieces, grain_of(c, t->pieces), quantised_pieces, t);
 }
 
 static void matmul_fp32(const struct compute *c, struct matmul_task *t)

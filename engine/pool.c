@@ -11,7 +11,8 @@
  *     number of the job (20 bits) | OPEN | number of threads inside (11 bits)
  * The caller fills in the job's fields, then publishes a new number with OPEN set.  A thread takes
  * part by adding itself with a compare-and-swap that only succeeds while OPEN is set, and leaves by
- * subtracting itself.  Pieces are taken from one counter.  When the caller finds no piece left, it
+ * subtracting itself.  Pieces are taken from a queue, which is a counter: one for all, or one for
+ * each thread, who goes to the others' when his own is empty.  When the caller finds no piece left, it
  * clears OPEN and waits until nobody is inside: so it waits for threads that are at work, never
  * for one that has not woken up yet, and the job's fields never change under anybody. */
 #include "engine/compute.h"
@@ -40,6 +41,12 @@ struct worker {
     int number; /* 1 .. threads - 1 */
 };
 
+/* Grains [next, end) of a job; a cache line each. */
+struct queue {
+    _Alignas(64) _Atomic int64_t next;
+    int64_t end;
+};
+
 struct pool {
     int threads; /* the caller included */
     struct worker *workers;
@@ -47,8 +54,9 @@ struct pool {
     pool_fn fn;
     void *arg;
     int64_t n, grain;
-    /* Apart from each other, so that taking a piece does not disturb those who spin. */
-    _Alignas(64) _Atomic int64_t next;
+    int nqueues;
+    struct queue *queues; /* [threads] */
+    /* Apart from the rest, so that nothing disturbs those who spin. */
     _Alignas(64) _Atomic uint32_t state;
     _Atomic int sleepers; /* threads in futex_wait, or about to be */
     _Atomic bool stop;
@@ -102,12 +110,15 @@ static void wake_sleepers(struct pool *p)
 
 static void work(struct pool *p, int thread)
 {
-    for (;;) {
-        const int64_t begin = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
-        if (begin >= p->n)
-            return;
-        const int64_t left = p->n - begin;
-        p->fn(p->arg, begin, begin + (left < p->grain ? left : p->grain), thread);
+    for (int i = 0; i < p->nqueues; i++) {
+        struct queue *q = &p->queues[(thread + i) % p->nqueues];
+        for (;;) {
+            const int64_t g = atomic_fetch_add_explicit(&q->next, 1, memory_order_relaxed);
+            if (g >= q->end)
+                break;
+            const int64_t begin = g * p->grain, left = p->n - begin;
+            p->fn(p->arg, begin, begin + (left < p->grain ? left : p->grain), thread);
+        }
     }
 }
 
@@ -135,7 +146,7 @@ static void *worker_main(void *arg)
     }
 }
 
-void pool_run(struct pool *p, int64_t n, int64_t grain, pool_fn fn, void *arg)
+static void run(struct pool *p, int64_t n, int64_t grain, bool apart, pool_fn fn, void *arg)
 {
     if (n <= 0)
         return;
@@ -150,7 +161,12 @@ void pool_run(struct pool *p, int64_t n, int64_t grain, pool_fn fn, void *arg)
     p->arg = arg;
     p->n = n;
     p->grain = grain;
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    const int64_t grains = n / grain + (n % grain != 0);
+    p->nqueues = apart ? p->threads : 1;
+    for (int i = 0; i < p->nqueues; i++) {
+        atomic_store_explicit(&p->queues[i].next, grains * i / p->nqueues, memory_order_relaxed);
+        p->queues[i].end = grains * (i + 1) / p->nqueues;
+    }
     const uint32_t job = (atomic_load(&p->state) >> JOB_SHIFT) + 1;
     atomic_store(&p->state, job << JOB_SHIFT | OPEN);
     wake_sleepers(p);
@@ -161,6 +177,16 @@ void pool_run(struct pool *p, int64_t n, int64_t grain, pool_fn fn, void *arg)
         wait_for_change(p, s, CALLER_SPIN);
         s = atomic_load(&p->state);
     }
+}
+
+void pool_run(struct pool *p, int64_t n, int64_t grain, pool_fn fn, void *arg)
+{
+    run(p, n, grain, false, fn, arg);
+}
+
+void pool_run_apart(struct pool *p, int64_t n, int64_t grain, pool_fn fn, void *arg)
+{
+    run(p, n, grain, true, fn, arg);
 }
 
 int pool_threads(const struct pool *p) { return p != NULL ? p->threads : 1; }
@@ -193,13 +219,17 @@ int pool_create(int nthreads, struct pool **ret, struct err *err)
                        MAX_THREADS);
     struct pool *p = aligned_alloc(64, sizeof *p);
     struct worker *workers = calloc((size_t)nthreads, sizeof *workers);
-    if (p == NULL || workers == NULL) {
+    struct queue *queues = aligned_alloc(64, (size_t)nthreads * sizeof *queues);
+    if (p == NULL || workers == NULL || queues == NULL) {
         free(p);
         free(workers);
+        free(queues);
         return err_nomem(err);
     }
     memset(p, 0, sizeof *p);
+    memset(queues, 0, (size_t)nthreads * sizeof *queues);
     p->workers = workers;
+    p->queues = queues;
     p->threads = 1;
     while (p->threads < nthreads) {
         int rc = start_worker(p, p->threads, err);
@@ -224,5 +254,6 @@ void pool_destroy(struct pool *p)
     for (int i = 0; i < p->threads - 1; i++)
         pthread_join(p->workers[i].thread, NULL);
     free(p->workers);
+    free(p->queues);
     free(p);
 }

@@ -47,13 +47,48 @@ static void every_piece_is_done_exactly_once(void **state)
                 t->grain = grains[g] < 1 ? 1 : grains[g];
                 t->threads = threads;
                 pool_run(p, sizes[s], grains[g], count, t);
+                pool_run_apart(p, sizes[s], grains[g], count, t);
                 assert_int_equal(t->out_of_range, 0);
                 for (int64_t i = 0; i < CELLS; i++)
-                    assert_int_equal(t->hits[i], i < sizes[s]);
+                    assert_int_equal(t->hits[i], i < sizes[s] ? 2 : 0);
             }
         pool_destroy(p);
     }
     free(t);
+}
+
+struct stuck {
+    _Atomic int64_t done;
+    int64_t n;
+    _Atomic bool gave_up;
+};
+
+/* The first piece waits until all others are done. */
+static void wait_for_the_others(void *arg, int64_t begin, int64_t end, int thread)
+{
+    struct stuck *s = arg;
+    (void)end;
+    (void)thread;
+    for (int ms = 0; begin == 0 && atomic_load(&s->done) < s->n - 1; ms++) {
+        if (ms == 10000) {
+            atomic_store(&s->gave_up, true);
+            return;
+        }
+        nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+    }
+    atomic_fetch_add(&s->done, 1);
+}
+
+static void threads_that_begin_apart_help_one_that_is_held_up(void **state)
+{
+    (void)state;
+    struct pool *p;
+    assert_int_equal(pool_create(3, &p, NULL), ERR_OK);
+    struct stuck s = { .n = 100 };
+    pool_run_apart(p, s.n, 1, wait_for_the_others, &s);
+    assert_false(s.gave_up);
+    assert_int_equal(s.done, s.n);
+    pool_destroy(p);
 }
 
 static void results_are_visible_after_many_short_runs(void **state)
@@ -236,6 +271,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_piece_is_done_exactly_once),
+        cmocka_unit_test(threads_that_begin_apart_help_one_that_is_held_up),
         cmocka_unit_test(results_are_visible_after_many_short_runs),
         cmocka_unit_test(sleeping_threads_wake_up_for_work),
         cmocka_unit_test(more_than_one_thread_takes_part),
