@@ -10,9 +10,11 @@
  * at -128 * (sum of activations).  VPDPWSSD multiplies signed pairs; NF4 needs no start value
  * there, 8-bit weights do, because they are widened as code + 128 too (a mask and a shift).
  *
- * `rows` rows by `panels` panels are computed at once, always literals.  Few rows have too few
- * accumulators to hide the instruction's latency, so they get several apiece; integers may be
- * added in any order. */
+ * `rows` rows of a panel are computed at once, always a literal.  Few rows have too few accumulators
+ * to hide the instruction's latency, so they get several apiece; integers may be added in any order.
+ * Panels are taken one by one: 8 rows by two panels would use a broadcast activation twice, but leave
+ * no registers for the sums over blocks (Zen 4, 8 rows: one by one is 13 % faster for 2048 inputs, a
+ * third for 576), and 16 rows would walk over both panels twice (13 to 17 %). */
 #include "engine/linear_int.h"
 #include "engine/simd_int.h"
 
@@ -86,92 +88,71 @@ INLINE AVX512 void prefetch(const uint8_t *w, int lines)
         _mm_prefetch((const char *)w + 2048 + 64 * (ptrdiff_t)i, _MM_HINT_T0);
 }
 
-/* y of rows [row, row + rows) for the panels [panel, panel + panels) of the job. */
-INLINE AVX512 void store(const struct panel_job *j, int panel, int panels, int row, int rows,
-                         const __m512 *f)
+/* y of rows [row, row + rows) for one panel of the job. */
+INLINE AVX512 void store(const struct panel_job *j, int panel, int row, int rows, const __m512 *f)
 {
+    const int first = panel * PANEL, left = j->outputs - first;
+    const __mmask16 mask = left >= PANEL ? 0xffff : (__mmask16)((1u << left) - 1);
+    __m512 bias = _mm512_setzero_ps();
+    if (j->bias != NULL)
+        bias = _mm512_maskz_loadu_ps(mask, j->bias + first);
     UNROLL
-    for (int p = 0; p < panels; p++) {
-        const int first = (panel + p) * PANEL, left = j->outputs - first;
-        const __mmask16 mask = left >= PANEL ? 0xffff : (__mmask16)((1u << left) - 1);
-        __m512 bias = _mm512_setzero_ps();
-        if (j->bias != NULL)
-            bias = _mm512_maskz_loadu_ps(mask, j->bias + first);
-        UNROLL
-        for (int m = 0; m < rows; m++) {
-            const __m512 y = _mm512_fmadd_ps(f[p * rows + m], _mm512_set1_ps(j->unit), bias);
-            _mm512_mask_storeu_ps(j->y + (size_t)(row + m) * j->ldy + first, mask, y);
-        }
+    for (int m = 0; m < rows; m++) {
+        const __m512 y = _mm512_fmadd_ps(f[m], _mm512_set1_ps(j->unit), bias);
+        _mm512_mask_storeu_ps(j->y + (size_t)(row + m) * j->ldy + first, mask, y);
     }
 }
 
 INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, struct fetcher *fetch, int panel,
-                           int panels, int row, int rows)
+                           int row, int rows)
 {
-    const size_t panel_bytes = (size_t)j->blocks * block_bytes(k);
-    const size_t panel_scales = (size_t)j->blocks * PANEL;
-    const uint8_t *w = j->codes + (size_t)panel * panel_bytes;
-    const uint16_t *scales = j->scales + (size_t)panel * panel_scales;
+    const uint8_t *w = j->codes + (size_t)panel * (size_t)j->blocks * block_bytes(k);
+    const uint16_t *scales = j->scales + (size_t)panel * (size_t)j->blocks * PANEL;
     const char *act = (const char *)j->act + (ptrdiff_t)row * BLOCK * act_bytes(k);
     const float *act_scale = j->act_scale + row;
     const int32_t *act_start = j->act_start + row;
     const __m512i table = code_table(k);
-    const int apiece = rows * panels >= 8 ? 1 : 8 / (rows * panels);
+    const int apiece = rows >= 8 ? 1 : 8 / rows;
 
     __m512 f[16];
     UNROLL
-    for (int i = 0; i < rows * panels; i++)
-        f[i] = _mm512_setzero_ps();
+    for (int m = 0; m < rows; m++)
+        f[m] = _mm512_setzero_ps();
 
     for (int b = 0; b < j->blocks; b++) {
-        if (row == 0) { /* the first rows read memory; those after them find the panel in a cache */
-            UNROLL
-            for (int p = 0; p < panels; p++)
-                prefetch(w + (size_t)p * panel_bytes, vectors(k));
-        }
+        if (row == 0) /* the first rows read memory; those after them find the panel in a cache */
+            prefetch(w, vectors(k));
         fetch_some(fetch);
-        /* sum[(c * panels + p) * rows + m]: accumulator c of panel p and row m */
-        __m512i sum[16];
+        __m512i sum[16]; /* sum[c * rows + m]: accumulator c of row m */
         UNROLL
-        for (int i = 0; i < rows * panels * apiece; i++)
-            sum[i] = i < rows * panels && k != NF4_I16 ? _mm512_set1_epi32(act_start[i % rows])
-                                                       : _mm512_setzero_si512();
+        for (int i = 0; i < rows * apiece; i++)
+            sum[i] = i < rows && k != NF4_I16 ? _mm512_set1_epi32(act_start[i])
+                                              : _mm512_setzero_si512();
         UNROLL
         for (int v = 0; v < vectors(k); v++) {
             UNROLL
             for (int s = 0; s < steps(k); s++) {
                 const int at = 4 * act_dword(k, v, s), c = (v * steps(k) + s) % apiece;
+                const __m512i raw = _mm512_load_si512(w + 64 * (ptrdiff_t)v);
+                const __m512i x = operand(k, raw, s, table);
                 UNROLL
-                for (int p = 0; p < panels; p++) {
-                    const __m512i raw = _mm512_load_si512(w + (size_t)p * panel_bytes + 64 * v);
-                    const __m512i x = operand(k, raw, s, table);
-                    UNROLL
-                    for (int m = 0; m < rows; m++) {
-                        const int i = (c * panels + p) * rows + m;
-                        sum[i] =
-                            multiply_add(k, sum[i], x, dword(act + m * BLOCK * act_bytes(k) + at));
-                    }
-                }
+                for (int m = 0; m < rows; m++)
+                    sum[c * rows + m] = multiply_add(k, sum[c * rows + m], x,
+                                                     dword(act + m * BLOCK * act_bytes(k) + at));
             }
         }
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
         UNROLL
-        for (int p = 0; p < panels; p++) {
-            const uint16_t *s16 = scales + (size_t)p * panel_scales;
-            const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)s16));
+        for (int m = 0; m < rows; m++) {
+            __m512i isum = sum[m];
+            /* With `apiece` as its bound, clang 14 leaves this a loop, and with it all sums
+             * in memory. */
             UNROLL
-            for (int m = 0; m < rows; m++) {
-                const int i = p * rows + m;
-                __m512i isum = sum[i];
-                /* With `apiece` as its bound, clang 14 leaves this a loop, and with it all sums
-                 * in memory. */
-                UNROLL
-                for (int c = 1; c < 8; c++)
-                    if (c < apiece)
-                        isum = _mm512_add_epi32(isum, sum[c * panels * rows + i]);
-                const __m512 t =
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(isum), _mm512_set1_ps(act_scale[m]));
-                f[i] = _mm512_fmadd_ps(t, scale, f[i]);
-            }
+            for (int c = 1; c < 8; c++)
+                if (c < apiece)
+                    isum = _mm512_add_epi32(isum, sum[c * rows + m]);
+            const __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), _mm512_set1_ps(act_scale[m]));
+            f[m] = _mm512_fmadd_ps(t, scale, f[m]);
         }
         w += block_bytes(k);
         scales += PANEL;
@@ -179,14 +160,14 @@ INLINE AVX512 void outputs(enum kind k, const struct panel_job *j, struct fetche
         act_scale += j->rows;
         act_start += j->rows;
     }
-    store(j, panel, panels, row, rows, f);
+    store(j, panel, row, rows, f);
 }
 
-/* The rows from `row` on of one panel. */
-INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, struct fetcher *fetch, int panel,
-                             int row)
+/* All rows of one panel, in as few groups as registers allow.  Grouping does not change a row. */
+INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, struct fetcher *fetch, int panel)
 {
-#define TAKE(n) (outputs(k, j, fetch, panel, 1, row, n), row += (n))
+    int row = 0;
+#define TAKE(n) (outputs(k, j, fetch, panel, row, n), row += (n))
     while (row < j->rows) {
         const int left = j->rows - row;
         if (left >= 16)
@@ -209,19 +190,14 @@ INLINE AVX512 void one_panel(enum kind k, const struct panel_job *j, struct fetc
 #undef TAKE
 }
 
-/* A tile by one or two panels.  Two panels by 8 rows use each broadcast activation twice; from 12 rows
- * on panels are taken one by one, so that a tile of 16 walks over each panel once (on Zen 4 13 to 17 %
- * faster than twice over two panels: 690 to 745 of 915 GOP/s).  Grouping does not change a row. */
+/* A tile by one or two panels. */
 INLINE AVX512 void job(enum kind k, const struct panel_job *j)
 {
     struct fetcher fetch = j->fetch;
-    int row = 0;
-    fetch_pace(&fetch, j->blocks, j->rows == 8 ? 1 : 2); /* most numbers of rows take at least two */
-    if (j->outputs > PANEL && j->rows < 12)
-        for (; row + 8 <= j->rows; row += 8)
-            outputs(k, j, &fetch, 0, 2, row, 8);
+    const int groups = j->rows < 5 || j->rows == 6 || j->rows % 4 == 0 ? 1 : 2; /* see one_panel() */
+    fetch_pace(&fetch, j->blocks, groups * ((j->outputs + PANEL - 1) / PANEL));
     for (int p = 0; p * PANEL < j->outputs; p++)
-        one_panel(k, j, &fetch, p, row);
+        one_panel(k, j, &fetch, p);
 }
 
 AVX512 static void nf4_i8(const struct panel_job *j) { job(NF4_I8, j); }
