@@ -58,10 +58,10 @@ static int report(struct bench_model *m, const struct pass *p, const struct benc
     return rc;
 }
 
-static int run_shape(struct bench *b, const char *shape, bool prompt, struct bench_reader *r,
-                     struct err *err)
+static int run_shape(struct bench *b, const char *shape, bool prompt, struct err *err)
 {
     struct bench_model m;
+    struct bench_reader r = { .regions = NULL };
     struct pass passes[MAX_PASSES];
     struct bench_series s[MAX_PASSES + 1];
     char id[BENCH_ID_MAX];
@@ -79,23 +79,22 @@ static int run_shape(struct bench *b, const char *shape, bool prompt, struct ben
                                           .unit = "tokens/s", .measure = tokens_per_second,
                                           .arg = &passes[n] };
         }
-    s[n] = bench_reader_series(r);
-    rc = bench_measure(b, s, prompt ? n : n + 1, err);
+    rc = bench_reader_of_base(b, m.base, &r, err);
+    s[n] = bench_reader_series(&r);
+    if (rc == ERR_OK)
+        rc = bench_measure(b, s, prompt ? n : n + 1, err);
     if (rc == ERR_OK)
         rc = report(&m, passes, s, n, &s[n], err);
+    bench_reader_close(&r);
     bench_model_close(&m);
     return rc;
 }
 
 static int run(struct bench *b, bool prompt, struct err *err)
 {
-    struct bench_reader r;
-    int rc = bench_reader_open(b, false, false, &r, err);
-    if (rc != ERR_OK)
-        return rc;
+    int rc = ERR_OK;
     for (int i = 0; i < b->nshapes && rc == ERR_OK; i++)
-        rc = run_shape(b, b->shapes[i], prompt, &r, err);
-    bench_reader_close(&r);
+        rc = run_shape(b, b->shapes[i], prompt, err);
     return rc;
 }
 

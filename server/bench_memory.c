@@ -4,6 +4,7 @@
 #include "engine/mem.h"
 #include "engine/util.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -11,28 +12,31 @@ enum { PIECES = 256 };
 static const size_t BUFFER = (size_t)512 << 20, BUFFER_QUICK = (size_t)64 << 20;
 
 /* A sum of all words, in as many chains as loads can be in flight. */
-static void read_piece(void *arg, int64_t begin, int64_t end, int thread)
+static void read_region(const struct bench_region *r)
+{
+    const uint64_t *w = r->at;
+    uint64_t sum[16] = { 0 };
+    for (size_t k = 0; k < r->bytes / 128 * 16; k += 16)
+        for (size_t l = 0; l < 16; l++)
+            sum[l] += w[k + l];
+    for (int l = 1; l < 16; l++)
+        sum[0] += sum[l];
+    volatile uint64_t sink = sum[0];
+    (void)sink;
+}
+
+static void read_some(void *arg, int64_t begin, int64_t end, int thread)
 {
     const struct bench_reader *r = arg;
     (void)thread;
-    for (int64_t i = begin; i < end; i++) {
-        const size_t words = r->bytes / PIECES / 8;
-        const uint64_t *w = (const uint64_t *)r->data + (size_t)i * words;
-        uint64_t sum[16] = { 0 };
-        for (size_t k = 0; k < words; k += 16)
-            for (size_t l = 0; l < 16; l++)
-                sum[l] += w[k + l];
-        for (int l = 1; l < 16; l++)
-            sum[0] += sum[l];
-        volatile uint64_t sink = sum[0];
-        (void)sink;
-    }
+    for (int64_t i = begin; i < end; i++)
+        read_region(&r->regions[i]);
 }
 
 static void read_all(void *arg)
 {
     struct bench_reader *r = arg;
-    pool_run(r->one_thread ? NULL : r->compute->pool, PIECES, 1, read_piece, r);
+    pool_run_apart(r->one_thread ? NULL : r->compute->pool, r->n, 1, read_some, r);
 }
 
 static int read_rate(void *arg, double *ret, struct err *err)
@@ -56,24 +60,54 @@ static void *small_pages(size_t bytes)
 int bench_reader_open(struct bench *b, bool small, bool one_thread, struct bench_reader *ret, struct err *err)
 {
     struct bench_reader r = { .compute = &b->compute, .b = b, .bytes = b->quick ? BUFFER_QUICK : BUFFER,
-                              .small_pages = small, .one_thread = one_thread };
+                              .small_pages = small, .one_thread = one_thread, .n = PIECES };
     r.data = small ? small_pages(r.bytes) : mem_alloc(r.bytes);
-    if (r.data == NULL)
+    r.regions = calloc(PIECES, sizeof *r.regions);
+    if (r.data == NULL || r.regions == NULL) {
+        bench_reader_close(&r);
         return err_nomem(err);
+    }
     memset(r.data, 1, r.bytes);
+    for (size_t i = 0; i < PIECES; i++)
+        r.regions[i] = (struct bench_region){ (char *)r.data + i * (r.bytes / PIECES), r.bytes / PIECES };
+    *ret = r;
+    return ERR_OK;
+}
+
+static void add_region(struct bench_reader *r, const struct matrix *w)
+{
+    const size_t bytes = w->type == MAT_NF4_P16 ? (size_t)w->N * (size_t)w->K / 2
+                       : w->type == MAT_Q8_P16  ? (size_t)w->N * (size_t)w->K
+                                                : 0;
+    if (bytes == 0)
+        return;
+    r->regions[r->n++] = (struct bench_region){ w->codes, bytes };
+    r->bytes += bytes;
+}
+
+int bench_reader_of_base(struct bench *b, const struct base *base, struct bench_reader *ret, struct err *err)
+{
+    struct bench_reader r = { .compute = &b->compute, .b = b };
+    r.regions = calloc((size_t)base->arch.L * MOD_COUNT + 1, sizeof *r.regions);
+    if (r.regions == NULL)
+        return err_nomem(err);
+    for (int l = 0; l < base->arch.L; l++)
+        for (int m = 0; m < MOD_COUNT; m++)
+            add_region(&r, &base->layers[l].mod[m].w);
+    add_region(&r, &base->head);
     *ret = r;
     return ERR_OK;
 }
 
 void bench_reader_close(struct bench_reader *r)
 {
-    if (r->data == NULL)
-        return;
-    if (r->small_pages)
+    if (r->data != NULL && r->small_pages)
         munmap(r->data, r->bytes);
-    else
+    else if (r->data != NULL)
         mem_free(r->data, r->bytes);
+    free(r->regions);
     r->data = NULL;
+    r->regions = NULL;
 }
 
 struct bench_series bench_reader_series(struct bench_reader *r)

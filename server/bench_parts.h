@@ -21,18 +21,27 @@ extern const struct bench_part bench_registry; /* bench_registry.c */
 extern const struct bench_part bench_rotation; /* bench_rotation.c */
 
 /* --- shared between parts ---------------------------------------------------------------------- */
-/* Streaming read of memory on huge pages by all threads of the pool, in GB/s: what decoding is bound
- * by.  The buffer is larger than the caches. */
+/* Streaming read of memory by all threads of the pool, in GB/s: what decoding is bound by. */
+struct bench_region {
+    const void *at;
+    size_t bytes;
+};
 struct bench_reader {
     struct compute *compute;
     const struct bench *b;
-    void *data;
-    size_t bytes;
-    bool small_pages; /* a buffer of 4 KiB pages instead */
+    struct bench_region *regions; /* [n] */
+    int n;
+    size_t bytes;     /* of all */
+    void *data;       /* a buffer of its own, or NULL */
+    bool small_pages; /* it has 4 KiB pages */
     bool one_thread;
 };
+/* A buffer on huge pages (or not), larger than the caches. */
 int bench_reader_open(struct bench *b, bool small_pages, bool one_thread, struct bench_reader *ret,
                       struct err *err);
+/* The codes of a base's linear layers and head, where they lie: on a virtual machine one buffer is read
+ * at 35 GB/s and another at 55, as the host has placed them. */
+int bench_reader_of_base(struct bench *b, const struct base *base, struct bench_reader *ret, struct err *err);
 void bench_reader_close(struct bench_reader *r);
 /* The series of that reader. */
 struct bench_series bench_reader_series(struct bench_reader *r);
