@@ -303,7 +303,8 @@ static void quantised(const struct matmul_task *t, int64_t piece, int product)
         };
         if (t->e != NULL) {
             const struct y_part part = { product, m, j.rows, first, j.outputs };
-            const int n = t->e->wanted(t->e->arg, &part, piece, t->pieces, lines);
+            const int64_t tiles = t->chunk_rows / TILE, tile = piece * tiles + (m - m0) / TILE;
+            const int n = t->e->wanted(t->e->arg, &part, tile, t->pieces * tiles, lines);
             j.fetch.next = lines;
             j.fetch.end = lines + n;
             for (int i = 0; i < n; i++)

@@ -52,7 +52,7 @@ static inline void fetch_pace(struct fetcher *f, int blocks, int walks)
 static inline void fetch_some(struct fetcher *f)
 {
     for (int i = 0; i < f->per_block; i++) {
-        if (f->left == 0) {
+        while (f->left == 0) {
             if (f->next == f->end) {
                 f->per_block = 0;
                 return;

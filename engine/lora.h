@@ -54,7 +54,8 @@ struct lora_work {
 /* Floats of scratch that lora_begin() needs for at most `rows` rows. */
 size_t lora_scratch(int rows);
 /* For modules that share x (rows ldx apart): y[i] are their outputs, rows ldy[i] apart.  scratch:
- * lora_scratch(rows) floats.  `next`, or NULL: whose A is wanted after these products. */
+ * lora_scratch(rows) floats, at a multiple of 8 bytes (64 is best).  The groups are all rows of the
+ * products, in order.  `next`, or NULL: whose A is wanted after these products. */
 void lora_begin(struct lora_work *w, const struct compute *c, const struct lora_group *groups,
                 int ngroups, const struct lora_where *where, const struct lora_where *next,
                 const float *x, int ldx, float *const *y, const int *ldy, float *scratch);
