@@ -162,8 +162,15 @@ static int stream_choice(struct api_call *call, struct gen_choice *ch, struct bu
     struct news w;
     json_t *logprobs = NULL;
     read_news(call, ch, &w);
+    bool any = w.n > 0;
+    /* Tokens without text make no event, and nobody may wake us for those after them. */
+    while (w.n > 0 && w.text.len == 0 && w.finish == GEN_RUNNING && !call->logprobs) {
+        buf_free(&w.text);
+        read_news(call, ch, &w);
+    }
+    any = any || w.n > 0 || w.finish != GEN_RUNNING;
     int rc = failure(ch, w.finish, err);
-    if (rc == ERR_OK && !ch->started && (w.n > 0 || w.finish != GEN_RUNNING))
+    if (rc == ERR_OK && !ch->started && any)
         rc = first_event(call, ch, out);
     if (rc == ERR_OK && call->logprobs && w.n > 0) {
         logprobs = gen_logprobs_new(call);

@@ -20,6 +20,8 @@ enum { GRAM_MAX = 3, GRAM_MIN = 2, FIRST = 4, MISSES = 2, REST = 32 };
 /* Where the last occurrence of the last `gram` of tokens[0..n) before themselves ends, or -1. */
 static int find_gram(const int32_t *tokens, int n, int gram)
 {
+    if (n <= gram)
+        return -1;
     const int32_t *last = tokens + n - gram;
     for (int end = n - 1; end >= gram; end--) {
         int i = 0;

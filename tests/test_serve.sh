@@ -211,6 +211,14 @@ want 200 '"root":"shakespeare@2"' -H "Authorization: Bearer $("$lorad" key creat
     "$url/v1/models"
 stop
 
+# --- many tokens without text in one step: the stream goes on to its end
+serve --prompt-lookup 64
+for n in 67 200; do
+    want 200 'data: [DONE]' -m 60 -N -H "Authorization: Bearer $acme" "$url/v1/completions" -d '{"prompt":"Once",
+        "stream":true,"temperature":0,"ignore_eos":true,"logit_bias":{"2":100},"max_tokens":'$n'}'
+done
+stop
+
 # --- refusals to start
 "$lorad" serve --base demo.base --db new.db --port 0 --host 0.0.0.0 --memory 512M >out 2>&1
 [ $? = 1 ] && grep -q 'has no keys' out && ok || bad "listening everywhere without keys: $(cat out)"
