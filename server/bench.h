@@ -6,8 +6,8 @@
  * series it makes rows: a row is a value, with or without a reference of the same run.  The ratio of
  * a row is the median of the rounds' ratios, not the ratio of medians.
  *
- * Whatever design rows (bench_targets.c) no part has measured are listed at the end, each with the
- * reason, so that none is forgotten.
+ * Whatever rows with a target (bench_targets.c) no part has measured are listed at the end, each with
+ * the reason, so that none is forgotten.
  *
  * To add a part: write bench_NAME.c with a `const struct bench_part`, name it in the table of
  * bench_parts.c, and put its targets into bench_targets.c.  One thread calls all of this. */
@@ -78,9 +78,10 @@ struct bench_series bench_scaled(const struct bench_series *s, const char *unit,
  * by `fmt`, dots between its words: "decode.1.1b.fast.b16". */
 int bench_row(struct bench *b, const struct bench_series *value, const struct bench_series *ref,
               double scale, struct err *err, const char *fmt, ...) __attribute__((format(printf, 6, 7)));
-/* The same for a single number that was not repeated (bytes, a percentile). */
-int bench_number(struct bench *b, double value, const char *unit, struct err *err, const char *fmt, ...)
-    __attribute__((format(printf, 5, 6)));
+/* The same for a single number that was not repeated (bytes, a percentile).  `of`: the series in whose
+ * rounds it was found, for the load of others meanwhile; NULL where no load can change it. */
+int bench_number(struct bench *b, double value, const char *unit, const struct bench_series *of,
+                 struct err *err, const char *fmt, ...) __attribute__((format(printf, 6, 7)));
 /* Rows `id` and `id.*` are not measured: why, one sentence without a full stop. */
 void bench_skip(struct bench *b, const char *id, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
@@ -95,7 +96,7 @@ struct bench_target {
     bool of_ratio;      /* judged is the row's ratio, else its value */
     bool at_most;       /* else at least */
     double bound;
-    const char *what;   /* in the words of the design */
+    const char *what;   /* in words */
 };
 extern const struct bench_target bench_targets[]; /* id NULL ends it */
 const struct bench_target *bench_target_find(const char *id); /* or NULL */
@@ -118,12 +119,12 @@ size_t bench_memory_free(void); /* bytes that can be taken without swapping */
 /* bench_out.c */
 struct bench_rows *bench_rows_new(void);
 void bench_rows_free(struct bench_rows *r);
-/* A peer's figure for a design row: "ID=VALUE". */
+/* A peer's figure for a row with a target: "ID=VALUE". */
 int bench_rows_peer(struct bench_rows *r, const char *arg, struct err *err);
 /* Table to stdout as rows come; false: only collected (the JSON goes there). */
 void bench_rows_print(struct bench_rows *r, bool print);
 void bench_out_begin(struct bench *b, const json_t *machine);
-/* Design rows that need a peer or were not measured; how many were met. */
+/* Targets whose rows need a peer or were not measured; how many were met. */
 int bench_out_end(struct bench *b, struct err *err);
 /* Everything as JSON to the file ("-": stdout). */
 int bench_out_json(struct bench *b, json_t *machine, const char *path, struct err *err);

@@ -242,9 +242,9 @@ static int measure(struct bench *b, const struct stage_server *v, const struct s
     if (rc == ERR_OK)
         rc = bench_row(b, &s[5], &s[4], 1, err, "cold.%s.stall.warm", shape);
     if (rc == ERR_OK)
-        rc = bench_number(b, 1e3 * stage_percentile(&k.first, 50), "ms", err, "cold.%s.busy.first", shape);
+        rc = bench_number(b, 1e3 * stage_percentile(&k.first, 50), "ms", &s[3], err, "cold.%s.busy.first", shape);
     if (rc == ERR_OK)
-        rc = bench_number(b, 1e3 * stage_percentile(&k.again, 50), "ms", err, "cold.%s.busy.first.warm",
+        rc = bench_number(b, 1e3 * stage_percentile(&k.again, 50), "ms", &s[3], err, "cold.%s.busy.first.warm",
                           shape);
     stage_samples_free(&k.first);
     stage_samples_free(&k.again);
@@ -265,7 +265,7 @@ static int run_shape(struct bench *b, const struct stage *st, const struct synth
     if (rc == ERR_OK) {
         const size_t bytes = adapter_build_bytes(&made->arch, one);
         snprintf(cache, sizeof cache, "%zu", CACHE * bytes);
-        rc = bench_number(b, (double)one->bytes / 1e6, "MB", err, "cold.%s.size", shape->name);
+        rc = bench_number(b, (double)one->bytes / 1e6, "MB", NULL, err, "cold.%s.size", shape->name);
         adapter_src_free(one);
     }
     if (rc == ERR_OK)

@@ -79,13 +79,13 @@ static int measure_case(void *arg, double *ret, struct err *err)
 /* --- rows --------------------------------------------------------------------------------------- */
 
 /* p50, p95 and (n 3) p99 in milliseconds. */
-static int put_percentiles(struct bench *b, struct stage_samples *s, int n, const char *id, const char *what,
-                           struct err *err)
+static int put_percentiles(struct bench *b, struct stage_samples *s, const struct bench_series *of, int n,
+                           const char *id, const char *what, struct err *err)
 {
     static const int percent[] = { 50, 95, 99 };
     int rc = ERR_OK;
     for (int i = 0; i < n && rc == ERR_OK; i++)
-        rc = bench_number(b, 1e3 * stage_percentile(s, percent[i]), "ms", err, "%s.%s.p%d", id, what,
+        rc = bench_number(b, 1e3 * stage_percentile(s, percent[i]), "ms", of, err, "%s.%s.p%d", id, what,
                           percent[i]);
     return rc;
 }
@@ -98,12 +98,12 @@ static int put_case(struct bench *b, struct http_case *h, const struct bench_ser
     snprintf(id, sizeof id, "http.%s.c%d%s", shape, h->clients, mode_names[h->mode]);
     int rc = bench_row(b, s, h->mode == NONE ? NULL : none, 1, err, "%s", id);
     if (rc == ERR_OK)
-        rc = put_percentiles(b, &h->first, n, id, "first", err);
+        rc = put_percentiles(b, &h->first, s, n, id, "first", err);
     if (rc == ERR_OK && h->gap.n > 0)
-        rc = put_percentiles(b, &h->gap, n, id, "gap", err);
+        rc = put_percentiles(b, &h->gap, s, n, id, "gap", err);
     const double p50 = stage_percentile(&h->gap, 50);
     if (rc == ERR_OK && p50 > 0)
-        rc = bench_number(b, stage_percentile(&h->gap, 95) / p50, "x", err, "%s.steady", id);
+        rc = bench_number(b, stage_percentile(&h->gap, 95) / p50, "x", s, err, "%s.steady", id);
     return rc;
 }
 

@@ -70,8 +70,8 @@ static int measure(struct bench *b, const struct synthetic_shape *s, struct load
     if (rc == ERR_OK)
         rc = bench_row(b, &series[2], &series[0], 1, err, "load.%s.mmap", s->name);
     if (rc == ERR_OK)
-        rc = bench_number(b, (double)l->bytes / parameters(s), "bytes", err, "load.%s.bytes_per_parameter",
-                          s->name);
+        rc = bench_number(b, (double)l->bytes / parameters(s), "bytes", NULL, err,
+                          "load.%s.bytes_per_parameter", s->name);
     return rc;
 }
 

@@ -11,6 +11,8 @@
 enum { PIECES = 256 };
 static const size_t BUFFER = (size_t)512 << 20, BUFFER_QUICK = (size_t)64 << 20;
 
+static size_t buffer_bytes(const struct bench *b) { return b->quick ? BUFFER_QUICK : BUFFER; }
+
 /* A sum of all words, in as many chains as loads can be in flight. */
 static void read_region(const struct bench_region *r)
 {
@@ -59,7 +61,7 @@ static void *small_pages(size_t bytes)
 
 int bench_reader_open(struct bench *b, bool small, bool one_thread, struct bench_reader *ret, struct err *err)
 {
-    struct bench_reader r = { .compute = &b->compute, .b = b, .bytes = b->quick ? BUFFER_QUICK : BUFFER,
+    struct bench_reader r = { .compute = &b->compute, .b = b, .bytes = buffer_bytes(b),
                               .small_pages = small, .one_thread = one_thread, .n = PIECES };
     r.data = small ? small_pages(r.bytes) : mem_alloc(r.bytes);
     r.regions = calloc(PIECES, sizeof *r.regions);
@@ -122,7 +124,7 @@ static int run(struct bench *b, struct err *err)
     struct bench_reader r[4] = { 0 };
     struct bench_series s[4];
     int rc = ERR_OK;
-    if (!bench_room(b, "memory", 4 * BUFFER))
+    if (!bench_room(b, "memory", 4 * buffer_bytes(b)))
         return ERR_OK;
     for (int i = 0; i < 4 && rc == ERR_OK; i++)
         rc = bench_reader_open(b, i >= 2, i % 2 == 1, &r[i], err);

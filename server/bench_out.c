@@ -168,7 +168,8 @@ static int add_row(struct bench *b, json_t *row, const char *id, double value, d
 }
 
 /* Rows that divide this one by what the user says of a peer. */
-static int add_peers(struct bench *b, const char *of, const char *unit, double value, struct err *err)
+static int add_peers(struct bench *b, const char *of, const char *unit, double value, double foreign,
+                     struct err *err)
 {
     int rc = ERR_OK;
     for (int i = 0; i < b->rows->npeers && rc == ERR_OK; i++) {
@@ -177,8 +178,8 @@ static int add_peers(struct bench *b, const char *of, const char *unit, double v
             continue;
         const double ratio = value / p->value;
         json_t *row = json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:{s:s, s:f}, s:f}", "id", p->target->id,
-                                "part", b->part, "unit", unit, "value", value, "spread", 0.0, "foreign", 0.0,
-                                "reference", "name", "the peer, as given", "value", p->value, "ratio", ratio);
+                                "part", b->part, "unit", unit, "value", value, "spread", 0.0, "foreign",
+                                foreign, "reference", "name", "the peer, as given", "value", p->value, "ratio", ratio);
         rc = add_row(b, row, p->target->id, value, ratio, err);
     }
     return rc;
@@ -213,12 +214,14 @@ int bench_row(struct bench *b, const struct bench_series *value, const struct be
     if (row != NULL)
         json_object_set_new(row, "foreign", json_real(foreign));
     int rc = add_row(b, row, id, v, ratio, err);
-    return rc == ERR_OK ? add_peers(b, id, value->unit, v, err) : rc;
+    return rc == ERR_OK ? add_peers(b, id, value->unit, v, value->foreign, err) : rc;
 }
 
-int bench_number(struct bench *b, double value, const char *unit, struct err *err, const char *fmt, ...)
+int bench_number(struct bench *b, double value, const char *unit, const struct bench_series *of,
+                 struct err *err, const char *fmt, ...)
 {
-    struct bench_series s = { .name = "", .unit = unit, .n = 1 };
+    struct bench_series s = { .name = "", .unit = unit, .n = 1,
+                              .foreign = of != NULL ? of->foreign : 0 };
     char id[BENCH_ID_MAX];
     va_list ap;
     va_start(ap, fmt);
@@ -266,22 +269,41 @@ static const char *why_skipped(const struct bench_rows *r, const char *id)
     return NULL;
 }
 
-/* Why a design row is not there; false if nobody asked for it. */
+/* For a target whose id does not begin with its part's name: the first thing that part has skipped. */
+static const json_t *skipped_of(const struct bench_rows *r, const struct bench_target *t)
+{
+    size_t i;
+    json_t *s;
+    if (strncmp(t->id, t->part, strlen(t->part)) == 0)
+        return NULL;
+    json_array_foreach(r->skipped, i, s)
+        if (strcmp(json_string_value(json_object_get(s, "part")), t->part) == 0)
+            return s;
+    return NULL;
+}
+
+/* Why the row of a target is not there; false if nobody asked for it. */
 static bool explain(const struct bench_rows *r, const struct bench_target *t, char ret[256])
 {
     const char *row = t->peer_of != NULL ? t->peer_of : t->id, *why = why_skipped(r, row);
+    if (why == NULL)
+        why = why_skipped(r, t->part);
     const json_t *ours = t->peer_of != NULL ? find_row(r, row) : NULL;
+    const json_t *other = why == NULL ? skipped_of(r, t) : NULL;
     if (ours != NULL)
         snprintf(ret, 256, "needs a peer: --peer %s=NUMBER, its %s", t->id,
                  json_string_value(json_object_get(ours, "unit")));
     else if (why != NULL)
         snprintf(ret, 256, "not measured: %s", why);
+    else if (other != NULL)
+        snprintf(ret, 256, "not measured: %s %s", json_string_value(json_object_get(other, "id")),
+                 json_string_value(json_object_get(other, "why")));
     else
         snprintf(ret, 256, "not measured: it was not asked for (part %s)", t->part);
-    return ours != NULL || why != NULL;
+    return ours != NULL || why != NULL || other != NULL;
 }
 
-static void print_design(const struct bench_target *t, const json_t *row, const char *why)
+static void print_target(const struct bench_target *t, const json_t *row, const char *why)
 {
     char x[32] = "-", bound[32];
     if (row != NULL)
@@ -306,7 +328,7 @@ int bench_out_end(struct bench *b, struct err *err)
             if (!head)
                 printf("\nthe numbers that lorad is held to:\n");
             head = true;
-            print_design(t, row, why);
+            print_target(t, row, why);
         }
         if (row != NULL)
             continue;
@@ -329,9 +351,10 @@ int bench_out_json(struct bench *b, json_t *machine, const char *path, struct er
     const time_t now = time(NULL);
     struct tm tm;
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &tm));
-    json_t *all = json_pack("{s:i, s:s, s:O, s:i, s:b, s:O, s:O}", "format", 1, "date", date, "machine",
-                            machine, "rounds", b->rounds, "quick", b->quick, "rows", b->rows->rows, "skipped",
-                            b->rows->skipped);
+    const char *precision = !b->precisions[PREC_EXACT] ? "fast" : b->precisions[PREC_FAST] ? "both" : "exact";
+    json_t *all = json_pack("{s:i, s:s, s:O, s:i, s:b, s:s, s:O, s:O}", "format", 1, "date", date, "machine",
+                            machine, "rounds", b->rounds, "quick", b->quick, "precision", precision, "rows",
+                            b->rows->rows, "skipped", b->rows->skipped);
     if (all == NULL)
         return err_nomem(err);
     FILE *f = strcmp(path, "-") == 0 ? stdout : fopen(path, "w");

@@ -19,6 +19,20 @@
 
 extern char **environ;
 
+/* The environment without this program's own settings, which would become options of what is measured;
+ * the words are not copied.  free() it; NULL: no memory. */
+static char **plain_environment(void)
+{
+    size_t n = 0, kept = 0;
+    while (environ[n] != NULL)
+        n++;
+    char **plain = calloc(n + 1, sizeof *plain);
+    for (size_t i = 0; i < n && plain != NULL; i++)
+        if (strncmp(environ[i], "LORAD_", 6) != 0)
+            plain[kept++] = environ[i];
+    return plain;
+}
+
 /* The JSON object that `lorad ARGS` prints; new. */
 static int run_self(const char *const *args, json_t **ret, struct err *err)
 {
@@ -26,14 +40,20 @@ static int run_self(const char *const *args, json_t **ret, struct err *err)
     json_error_t bad;
     int fd[2], status = 0;
     pid_t pid;
-    if (pipe(fd) != 0)
+    char **env = plain_environment();
+    if (env == NULL)
+        return err_nomem(err);
+    if (pipe(fd) != 0) {
+        free(env);
         return err_set(err, ERR_IO, "cannot make a pipe: %m");
+    }
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, fd[1], STDOUT_FILENO);
     posix_spawn_file_actions_addclose(&actions, fd[0]);
     posix_spawn_file_actions_addclose(&actions, fd[1]);
-    const int failed = posix_spawn(&pid, "/proc/self/exe", &actions, NULL, (char *const *)args, environ);
+    const int failed = posix_spawn(&pid, "/proc/self/exe", &actions, NULL, (char *const *)args, env);
     posix_spawn_file_actions_destroy(&actions);
+    free(env);
     close(fd[1]);
     if (failed != 0) {
         close(fd[0]);
@@ -103,7 +123,7 @@ static int measure_all(struct quality *q, const char *shared, const json_t *refe
                           : err_set(err, ERR_INVALID, "reference.json has no perplexity of %s", models[i].name);
         }
         if (b->precisions[p] && rc == ERR_OK)
-            rc = bench_number(b, q->worst[p], "% off", err, "quality.%s", precision_name((enum precision)p));
+            rc = bench_number(b, q->worst[p], "% off", NULL, err, "quality.%s", precision_name((enum precision)p));
     }
     return rc;
 }

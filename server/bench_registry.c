@@ -237,10 +237,10 @@ static int measure_memory(struct registry *r, struct err *err)
     grown.v[0] = after > before ? (double)(after - before) / (1 << 20) : 0.01;
     budget.v[0] = (double)CACHE_BYTES / (1 << 20);
     if (rc == ERR_OK)
-        rc = bench_number(r->b, (double)n * (double)r->adapter_bytes / (1 << 20), "MiB", err,
+        rc = bench_number(r->b, (double)n * (double)r->adapter_bytes / (1 << 20), "MiB", NULL, err,
                           "%s.memory.through", r->id);
     if (rc == ERR_OK)
-        rc = bench_number(r->b, (double)after / (1 << 20), "MiB", err, "%s.memory.resident",
+        rc = bench_number(r->b, (double)after / (1 << 20), "MiB", NULL, err, "%s.memory.resident",
                           r->id);
     return rc == ERR_OK ? bench_row(r->b, &grown, &budget, 1, err, "%s.memory", r->id) : rc;
 }
@@ -252,9 +252,9 @@ static int put_lookups(struct registry *r, struct bench_series *s, struct stage_
 {
     int rc = bench_row(r->b, s, NULL, 1, err, "%s.%s.mean", r->id, what);
     if (rc == ERR_OK)
-        rc = bench_number(r->b, 1e3 * stage_percentile(all, 50), "ms", err, "%s.%s.p50", r->id, what);
+        rc = bench_number(r->b, 1e3 * stage_percentile(all, 50), "ms", s, err, "%s.%s.p50", r->id, what);
     if (rc == ERR_OK)
-        rc = bench_number(r->b, 1e3 * stage_percentile(all, 99), "ms", err, "%s.%s", r->id, what);
+        rc = bench_number(r->b, 1e3 * stage_percentile(all, 99), "ms", s, err, "%s.%s", r->id, what);
     return rc;
 }
 
@@ -320,9 +320,9 @@ static int make(struct registry *r, struct err *err)
     adapter_src_free(one);
     synthetic_free(base);
     if (rc == ERR_OK)
-        rc = bench_number(r->b, r->n / took, "puts/s", err, "%s.put", r->id);
+        rc = bench_number(r->b, r->n / took, "puts/s", NULL, err, "%s.put", r->id);
     if (rc == ERR_OK && stat(r->db.s, &sb) == 0)
-        rc = bench_number(r->b, (double)sb.st_size / (1 << 20), "MiB", err, "%s.file",
+        rc = bench_number(r->b, (double)sb.st_size / (1 << 20), "MiB", NULL, err, "%s.file",
                           r->id);
     return rc;
 }

@@ -230,7 +230,7 @@ static int put_case(struct rotation *r, const struct rotation_case *c, const str
     const char *end = c->s == &r->settings[0] ? "" : ".tenth";
     int rc = bench_row(r->b, s, ref, 1, err, "rotation.%s.a%d%s", mix_names[c->mix], c->n, end);
     if (rc == ERR_OK && end[0] != '\0')
-        rc = bench_number(r->b, (double)c->loads / (double)c->requests, "loads/req", err,
+        rc = bench_number(r->b, (double)c->loads / (double)c->requests, "loads/req", NULL, err,
                           "rotation.%s.a%d%s.loads", mix_names[c->mix], c->n, end);
     return rc;
 }
@@ -273,12 +273,12 @@ static int measure(struct rotation *r, struct err *err)
 
 static int put_sizes(struct rotation *r, size_t tensors, struct err *err)
 {
-    int rc = bench_number(r->b, (double)r->counts[r->ncounts - 1] * (double)tensors / 1e6, "MB", err,
+    int rc = bench_number(r->b, (double)r->counts[r->ncounts - 1] * (double)tensors / 1e6, "MB", NULL, err,
                           "rotation.state");
     if (rc == ERR_OK)
-        rc = bench_number(r->b, (double)r->settings[0].budget / 1e6, "MB", err, "rotation.cache");
+        rc = bench_number(r->b, (double)r->settings[0].budget / 1e6, "MB", NULL, err, "rotation.cache");
     for (int i = 1; i < SETTINGS && r->settings[i].sched != NULL && rc == ERR_OK; i++)
-        rc = bench_number(r->b, (double)r->settings[i].budget / 1e6, "MB", err, "rotation.cache.a%d.tenth",
+        rc = bench_number(r->b, (double)r->settings[i].budget / 1e6, "MB", NULL, err, "rotation.cache.a%d.tenth",
                           r->counts[r->ncounts - i]);
     return rc;
 }

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* Ratios to other programs need figures of those programs, measured in the same session by who has
+/* Ratios to other programs need figures of those programs, measured in the same run by who has
  * them; they are rows of their own, made when --peer gives the figure. */
 const struct bench_target bench_targets[] = {
     { "decode.1.1b.fast.b1.read", "decode", NULL, true, false, 0.90,

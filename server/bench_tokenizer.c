@@ -22,24 +22,27 @@ struct texts {
     struct err err;       /* of the last round */
 };
 
-/* Books of a folder, one after the other, as many as fit. */
+static int is_book(const struct dirent *e) { return e->d_name[0] != '.'; }
+
+/* Books of a folder in the order of their names, one after the other, as many as fit. */
 static int read_books(const char *dir, struct buf *all, struct err *err)
 {
-    DIR *d = opendir(dir);
+    struct dirent **books = NULL;
+    const int n = scandir(dir, &books, is_book, alphasort);
     int rc = ERR_OK;
-    for (struct dirent *e; d != NULL && rc == ERR_OK && all->len < all->max && (e = readdir(d)) != NULL;) {
+    for (int i = 0; i < n; i++) {
         char path[1400], *text = NULL;
         size_t len;
-        if (e->d_name[0] == '.')
+        snprintf(path, sizeof path, "%s/%s", dir, books[i]->d_name);
+        free(books[i]);
+        if (rc != ERR_OK || all->len == all->max)
             continue;
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
         rc = file_read(path, FILE_MAX, &text, &len, err);
         if (rc == ERR_OK)
             rc = buf_add(all, text, len < all->max - all->len ? len : all->max - all->len);
         free(text);
     }
-    if (d != NULL)
-        closedir(d);
+    free(books);
     return rc;
 }
 
@@ -85,7 +88,7 @@ static int measure(struct bench *b, const char *name, const struct tokenizer *t,
     for (int i = 0; i < 3 && rc == ERR_OK; i++)
         rc = bench_row(b, &s[i], i == 1 ? &s[0] : NULL, 1, err, "tokenizer.%s.%s", name, what[i]);
     if (rc == ERR_OK)
-        rc = bench_number(b, (double)text->len / (double)whole.ids.n, "bytes", err,
+        rc = bench_number(b, (double)text->len / (double)whole.ids.n, "bytes", NULL, err,
                           "tokenizer.%s.bytes_per_token", name);
     free(whole.ids.ids);
     free(pieces.ids.ids);

@@ -86,7 +86,15 @@ static int list(const struct opts *o)
 }
 
 /* --- options ----------------------------------------------------------------------------------- */
-/* 0, or 2 after a sentence. */
+static bool has_shape(const struct bench *b, const char *name)
+{
+    for (int i = 0; i < b->nshapes; i++)
+        if (strcmp(b->shapes[i], name) == 0)
+            return true;
+    return false;
+}
+
+/* Each shape once, however often it is named.  0, or 2 after a sentence. */
 static int read_shapes(const char *text, struct bench *b)
 {
     for (const char *at = text; *at != '\0';) {
@@ -97,9 +105,11 @@ static int read_shapes(const char *text, struct bench *b)
                 s = synthetic_nth(i);
         if (s == NULL)
             return fail(2, "there is no shape \"%.*s\"; --list shows them", (int)(n < 64 ? n : 64), at);
-        if (b->nshapes == BENCH_SHAPES_MAX)
-            return fail(2, "--shape names more than %d shapes", BENCH_SHAPES_MAX);
-        b->shapes[b->nshapes++] = s->name;
+        if (!has_shape(b, s->name)) {
+            if (b->nshapes == BENCH_SHAPES_MAX)
+                return fail(2, "--shape names more than %d shapes", BENCH_SHAPES_MAX);
+            b->shapes[b->nshapes++] = s->name;
+        }
         at += n + (at[n] == ',');
     }
     return b->nshapes > 0 ? 0 : fail(2, "--shape names no shape");

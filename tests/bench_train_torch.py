@@ -3,10 +3,11 @@
     bench_train_torch.py L D H G HD F V TOKENS THREADS
 
 A Llama with random frozen weights, LoRA of rank 16 on every linear layer, scaled dot product attention
-written out, AdamW.  Prints the median seconds of a step and the peak memory in bytes.  Weights of the
-blocks are shared between layers if memory would not suffice, which can only help it.
+written out, AdamW.  Prints the median seconds of a step and the peak memory of the first MEMORY_STEPS
+steps in bytes.
 """
 import resource
+import statistics
 import sys
 import time
 
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 
 L, D, H, G, HD, FF, V, T, THREADS = map(int, sys.argv[1:10])
 R = 16
+WARM_UP, TIMED = 1, 3
+MEMORY_STEPS = 2  # as in server/bench_train.c
 torch.set_num_threads(THREADS)
 torch.manual_seed(1)
 
@@ -66,7 +69,7 @@ angles = torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(0, HD, 2) / HD)
 cos, sin = angles.cos(), angles.sin()
 mask = torch.full((T, T), float("-inf")).triu(1)
 seconds = []
-for _ in range(3):
+for i in range(WARM_UP + TIMED):
     began = time.monotonic()
     x = embed[ids]
     for b in blocks:
@@ -76,4 +79,6 @@ for _ in range(3):
     loss.backward()
     opt.step()
     seconds.append(time.monotonic() - began)
-print(sorted(seconds[1:])[len(seconds[1:]) // 2], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+    if i + 1 == MEMORY_STEPS:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+print(statistics.median(seconds[WARM_UP:]), peak)

@@ -174,7 +174,7 @@ static void rows_are_judged_by_their_targets(void **state)
     json_decref(j);
 }
 
-static void every_design_row_is_there_with_the_reason_why_it_was_not_measured(void **state)
+static void every_target_has_a_row_with_the_reason_why_it_was_not_measured(void **state)
 {
     (void)state;
     struct bench h = start(1);
@@ -195,6 +195,26 @@ static void every_design_row_is_there_with_the_reason_why_it_was_not_measured(vo
     json_decref(j);
 }
 
+static void what_ends_a_part_is_the_reason_of_its_targets_under_other_names(void **state)
+{
+    (void)state;
+    struct bench h = start(1);
+    h.part = "http";
+    bench_skip(&h, "http.135m", "needs more memory");
+    json_t *j = finish(&h);
+    assert_string_equal(text(row_of(j, "serving.job"), "why"), "not measured: http.135m needs more memory");
+    assert_string_equal(text(row_of(j, "http.135m.c8.steady"), "why"), "not measured: needs more memory");
+    assert_non_null(strstr(text(row_of(j, "http.1.1b.c8.steady"), "why"), "not asked for"));
+    json_decref(j);
+    h = start(1);
+    h.part = "http";
+    bench_skip(&h, "http", "it failed: no port");
+    j = finish(&h);
+    assert_string_equal(text(row_of(j, "serving.job"), "why"), "not measured: it failed: no port");
+    assert_non_null(strstr(text(row_of(j, "load.1.1b"), "why"), "not asked for"));
+    json_decref(j);
+}
+
 static void targets_belong_to_rows_and_parts_that_exist(void **state)
 {
     (void)state;
@@ -204,6 +224,23 @@ static void targets_belong_to_rows_and_parts_that_exist(void **state)
         assert_true(t->bound > 0);
         assert_true(t->peer_of == NULL || t->of_ratio);
     }
+}
+
+/* What others took while a series was measured is said of all that comes from it. */
+static void foreign_load_is_noted_on_numbers_and_peers(void **state)
+{
+    struct bench_series s = { .name = "a", .unit = "tokens/s", .n = 1, .v = { 61 }, .foreign = 0.25 };
+    (void)state;
+    struct bench h = start(1);
+    assert_int_equal(bench_rows_peer(h.rows, "decode.1.1b.llama.cpp=40", NULL), ERR_OK);
+    assert_int_equal(bench_row(&h, &s, NULL, 0, NULL, "decode.1.1b.fast.b1"), ERR_OK);
+    assert_int_equal(bench_number(&h, 3, "ms", &s, NULL, "some.p95"), ERR_OK);
+    assert_int_equal(bench_number(&h, 3, "bytes", NULL, NULL, "some.size"), ERR_OK);
+    json_t *j = finish(&h);
+    assert_true(number(row_of(j, "decode.1.1b.llama.cpp"), "foreign") == 0.25);
+    assert_true(number(row_of(j, "some.p95"), "foreign") == 0.25);
+    assert_true(number(row_of(j, "some.size"), "foreign") == 0);
+    json_decref(j);
 }
 
 /* --- peers ------------------------------------------------------------------------------------- */
@@ -291,8 +328,10 @@ int main(void)
         cmocka_unit_test(our_own_work_is_not_foreign),
         cmocka_unit_test(medians_and_spreads),
         cmocka_unit_test(rows_are_judged_by_their_targets),
-        cmocka_unit_test(every_design_row_is_there_with_the_reason_why_it_was_not_measured),
+        cmocka_unit_test(every_target_has_a_row_with_the_reason_why_it_was_not_measured),
+        cmocka_unit_test(what_ends_a_part_is_the_reason_of_its_targets_under_other_names),
         cmocka_unit_test(targets_belong_to_rows_and_parts_that_exist),
+        cmocka_unit_test(foreign_load_is_noted_on_numbers_and_peers),
         cmocka_unit_test(a_peers_figure_makes_the_row_that_compares_with_it),
         cmocka_unit_test(what_is_no_peer_is_refused_by_name),
         cmocka_unit_test(what_does_not_fit_is_skipped_with_the_arithmetic),

@@ -39,7 +39,7 @@ text = bench("--list").stdout
 check(all(p["name"] in text and p["about"] in text for p in listed["parts"]), "--list names every part")
 check(all(s["name"] in text for s in listed["shapes"]) and "tiny" in text, "--list names every shape")
 check({t["part"] for t in listed["targets"]} <= {p["name"] for p in listed["parts"]},
-      "every number of the design has a part that measures it")
+      "every target has a part that measures it")
 check(all(t["id"] in text for t in listed["targets"] if t["peer"]), "--list names every row that needs a peer")
 
 with Folder() as tmp:
@@ -47,13 +47,13 @@ with Folder() as tmp:
     mine = os.path.join(tmp, "tmp")
     os.mkdir(mine)
     r = bench("memory", "decode", "--part", "prompt", "mixed", "train", "load", "--quick", "--rounds", 2,
-              "--shape", "tiny", "--json", path, env={"TMPDIR": mine})
+              "--shape", "tiny,tiny", "--json", path, env={"TMPDIR": mine})
     check(r.returncode == 0 and r.stderr == "", f"a quick run of parts on a tiny base {r.stderr[-300:]}")
     with open(path) as f:
         j = json.load(f)
     rows = {row["id"]: row for row in j["rows"]}
-    check(len(rows) == len(j["rows"]), "no row is there twice")
-    check(targets <= set(rows), f"every number of the design is a row {targets - set(rows)}")
+    check(len(rows) == len(j["rows"]), "no row is there twice, also when a shape is named twice")
+    check(targets <= set(rows), f"every target is a row {targets - set(rows)}")
     measured = {k: v for k, v in rows.items() if v["verdict"] != "open"}
     bad = [k for k, v in measured.items() if not good_row(v, 2)]
     check(not bad, f"rows have values, units, references, ratios {bad}")
@@ -67,7 +67,8 @@ with Folder() as tmp:
     check(all(e in measured for e in expected), f"rows of every size {[e for e in expected if e not in measured]}")
     check(all(k in j["machine"] for k in ("lorad", "cpu", "cpus", "threads", "kernels", "huge_pages", "memory",
                                           "compiler", "openblas", "load")), "the machine is described")
-    check(j["quick"] is True and j["rounds"] == 2 and j["format"] == 1, "how it was measured is in the file")
+    check(j["quick"] is True and j["rounds"] == 2 and j["format"] == 1 and j["precision"] == "both",
+          "how it was measured is in the file")
     check(all(k in r.stdout for k in measured), "the table has every measured row")
     check(os.listdir(mine) == [], "nothing is left in TMPDIR")
 
@@ -88,12 +89,35 @@ with Folder() as tmp:
     r = subprocess.run(plot + [page], capture_output=True, text=True)
     check(r.returncode == 1 and "not what lorad bench --json writes" in r.stderr, "and refuses another file")
 
+    def later(row, **changes):
+        """A second file like the first, in which one row, and what `changes` says, is different."""
+        second = {**j, "rows": [row], **changes}
+        with open(os.path.join(tmp, "later.json"), "w") as f:
+            json.dump(second, f)
+        r = subprocess.run(plot + [path, os.path.join(tmp, "later.json")], capture_output=True, text=True)
+        with open(page) as f:
+            return r, f.read()
+
+    was = rows["load.tiny"]
+    r, made = later({**{k: was[k] for k in ("id", "part")}, "verdict": "open", "why": "not measured: it failed"})
+    check(r.returncode == 0 and made == pages[0], f"a measured row stays when a later file has it open {r.stderr[-300:]}")
+    r, made = later({**was, "value": 4321.0})
+    check(r.returncode == 0 and "4,321 s" in made, "of two that are measured the later is taken")
+    closed = next(row for row in j["rows"] if row["verdict"] == "open" and "not asked for" in row["why"])
+    r, made = later({**closed, "why": "not measured: it tried"})
+    check(r.returncode == 0 and "not measured: it tried" in made, "of two that are open the one that tried is taken")
+    for what, changes in {"quick": {"quick": False}, "precision": {"precision": "fast"},
+                          "lorad": {"machine": {**j["machine"], "lorad": "another"}}}.items():
+        r, _ = later(was, **changes)
+        check(r.returncode == 1 and f"they differ in {what} (" in r.stderr, f"and files that differ in {what} are refused")
+
     r = bench("decode", "--quick", "--rounds", 1, "--shape", "tiny", "--precision", "fast", "--threads", 1,
               "--kernel", "scalar", "--json", "-")
     j = json.loads(r.stdout)
     ids = [row["id"] for row in j["rows"] if row["verdict"] != "open"]
     check(r.returncode == 0 and ids and all(i.startswith("decode.tiny.fast.") for i in ids),
           "--json - writes nothing but JSON; --precision fast leaves exact out")
+    check(j["precision"] == "fast", "and the file says so")
     check(j["machine"]["kernels"] == "scalar" and j["machine"]["threads"] == 1, "--kernel and --threads are obeyed")
 
     r = bench("attention", "--quick", "--rounds", 1, "--json", path)
@@ -116,11 +140,11 @@ with Folder() as tmp:
           "without reference models their parts say so")
     base = shared("models", "stories260K")
     if base:
-        r = bench("quality", "--quick", "--shared", SHARED, "--json", path)
+        r = bench("quality", "--quick", "--shared", SHARED, "--json", path, env={"LORAD_KV_TYPE": "none of them"})
         with open(path) as f:
             rows = {row["id"]: row for row in json.load(f)["rows"]}
         check(r.returncode == 0 and rows["quality.exact"]["verdict"] == "met" and
-              rows["quality.fast"]["verdict"] == "met", "perplexities are within the design's distance")
+              rows["quality.fast"]["verdict"] == "met", "perplexities are as near as the targets ask")
 
     r = bench("load", "memory", "--quick", "--rounds", 1, "--shape", "tiny", "--json", path,
               env={"TMPDIR": os.path.join(tmp, "nowhere")})

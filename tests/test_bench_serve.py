@@ -26,6 +26,12 @@ def bench(tmp, *args):
     return subprocess.Popen([LORAD, "bench", *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def stop(p):
+    """Nothing is to run on, whatever went wrong; its servers end with it."""
+    p.kill()
+    p.communicate()
+
+
 def gone(tmp):
     for _ in range(200):
         if not left(tmp):
@@ -36,7 +42,10 @@ def gone(tmp):
 
 with Folder() as tmp:
     p = bench(tmp, "--quick", "--rounds", "1", "--shape", "tiny", "--json", "-", *PARTS)
-    out, err = p.communicate(timeout=600)
+    try:
+        out, err = p.communicate(timeout=600)
+    finally:
+        stop(p)
     if check(p.returncode == 0, "the parts run" + (f": {err}" if p.returncode else "")):
         rows = {r["id"]: r for r in json.loads(out)["rows"]}
         for part, ids in {
@@ -57,12 +66,15 @@ with Folder() as tmp:
 for sig in (signal.SIGINT, signal.SIGKILL):
     with Folder() as tmp:
         p = bench(tmp, "--quick", "--shape", "tiny", "cold")
-        for _ in range(600):
-            if len(left(tmp)) > 1 or p.poll() is not None:
-                break
-            time.sleep(0.02)
-        check(p.poll() is None, f"a server runs when {sig.name} comes")
-        p.send_signal(sig)
-        p.wait(timeout=60)
+        try:
+            for _ in range(600):
+                if len(left(tmp)) > 1 or p.poll() is not None:
+                    break
+                time.sleep(0.02)
+            check(p.poll() is None, f"a server runs when {sig.name} comes")
+            p.send_signal(sig)
+            p.wait(timeout=60)
+        finally:
+            stop(p)
         check(gone(tmp), f"nothing is left behind by {sig.name}: {left(tmp)}")
 done()

@@ -3,8 +3,8 @@
     bench.py BUILD [ARGUMENT...]
 
 PyTorch's fine-tuning step is measured first where python3-torch is installed (tests/bench_train_torch.py),
-and handed on as a peer's figure.  The reference models of ../shared or LORAD_SHARED are used if they are
-there.  Everything measured ends up in BUILD/bench.json.
+and handed on as a peer's figure.  The folder with reference models is LORAD_SHARED or --shared.  Everything
+measured ends up in BUILD/bench.json, unless --json names another file.
 """
 import json
 import os
@@ -45,10 +45,8 @@ def main():
     chosen = [v for a, v in zip(args, args[1:]) if a == "--shape"] + [a[8:] for a in args if a.startswith("--shape=")]
     compared = not chosen or "1.1b" in chosen[0].split(",")
     if "--list" not in args and "--help" not in args:
-        more += ["--json", os.path.join(build, "bench.json")]
-        shared = os.environ.get("LORAD_SHARED", os.path.join(ROOT, "..", "shared"))
-        if os.path.isdir(shared):
-            more += ["--shared", shared]
+        if not any(a == "--json" or a.startswith("--json=") for a in args):
+            more += ["--json", os.path.join(build, "bench.json")]
         if compared and (not named or "train" in named):
             more += torch_peers(listed["shapes"])
     sys.stdout.flush()

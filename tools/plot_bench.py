@@ -2,9 +2,10 @@
 
     plot_bench.py BENCH.json...            e.g. build/bench.json
 
-Several files are parts of one measurement on one machine; of a row that two have, the later is taken, unless
-it is open.  Tables go between the two marker lines of docs/performance.md, charts to docs/img (they need
-matplotlib: Debian's python3-matplotlib; without it only the tables are written).
+Several files are parts of one measurement: one machine, one lorad, the same --quick and --precision.  Of a
+row that two have, the later is taken, unless it is open.  Tables go between the two marker lines of
+docs/performance.md, charts to docs/img (they need matplotlib: Debian's python3-matplotlib; without it only
+the tables are written).
 """
 import json
 import os
@@ -22,22 +23,26 @@ drawn = []  # names of charts
 # --- reading ---------------------------------------------------------------------------------------
 def read(paths):
     """{id: row}, machine, date of the last; leaves with a sentence if the files do not belong together."""
-    rows, machine, date = {}, None, None
+    rows, first, machine, date = {}, None, None, None
     for path in paths:
         try:
             with open(path) as f:
                 j = json.load(f)
             if j["format"] != 1:
                 sys.exit(f"{path}: format {j['format']} is not known here")
+            same = {k: j["machine"][k] for k in ("lorad", "cpu", "cpus", "threads", "kernels")}
+            same.update({k: j[k] for k in ("quick", "precision")})
         except (OSError, ValueError, KeyError, TypeError) as e:
             sys.exit(f"{path}: this is not what lorad bench --json writes ({e})")
-        same = {k: j["machine"][k] for k in ("cpu", "cpus", "threads", "kernels")}
-        if machine is not None and same != {k: machine[k] for k in same}:
-            sys.exit(f"{path}: it was measured on another machine, or with other threads or kernels")
+        first = first or same
+        differ = [f"{k} ({first[k]} and {same[k]})" for k in same if same[k] != first[k]]
+        if differ:
+            sys.exit(f"{path}: it does not belong to {paths[0]}: they differ in {', '.join(differ)}")
         machine, date = j["machine"], j["date"]
         for row in j["rows"]:
             # Of two that are open, the one of a run that tried knows more.
-            if row["verdict"] != "open" or "not asked for" in rows.get(row["id"], {}).get("why", "not asked for"):
+            old = rows.get(row["id"])
+            if row["verdict"] != "open" or old is None or "not asked for" in old.get("why", ""):
                 rows[row["id"]] = row
     return rows, machine, date
 
@@ -88,7 +93,7 @@ def table(head, lines):
             *("| " + " | ".join(line) + " |" for line in lines), ""]
 
 
-def design(rows):
+def targets(rows):
     lines = []
     for name, row in rows.items():
         if "target" not in row:
@@ -169,7 +174,7 @@ def page(rows, machine, date):
             f"`{machine['huge_pages']}`, {machine['compiler']}, OpenBLAS {machine['openblas']}.", ""]
     if noisy:
         text += [f"While {len(noisy)} of {len(rows)} rows were measured, others took more than 5 % of the CPU time.", ""]
-    text += design(rows)
+    text += targets(rows)
     text += kernels(rows)
     text += by_shape(rows, "decode", "Decoding, tokens/s in all", "sequences", "b",
                      numbers(rows, r"decode\..*\.b(\d+)"))
