@@ -69,6 +69,8 @@ static int write_metrics(struct buf *b, const struct api *api, const struct fact
         { "lorad_kv_evictions_total", counter, "Shared pages given up for new ones.",
           (double)s->kv.evicted },
         { "lorad_steps_total", counter, "Forward passes.", (double)s->steps },
+        { "lorad_decode_step_seconds_max", gauge, "Longest pass while a sequence waited for its next token.",
+          s->decode_step_max },
         { "lorad_rows_total", counter, "Token rows of all passes.", (double)s->rows },
         { "lorad_finished_total", counter, "Sequences that ended.", (double)s->finished },
         { "lorad_cancelled_total", counter, "Sequences whose client went away.", (double)s->cancelled },

@@ -215,6 +215,17 @@ static void run_jobs(void *arg, int64_t begin, int64_t end, int thread)
     }
 }
 
+static void count_step(struct sched *s, double seconds)
+{
+    const uint64_t ns = (uint64_t)(fmax(seconds, 0) * 1e9);
+    bool waits = false; /* whether a sequence that had its last token waits for the next */
+    for (const struct gen *g = s->running.first; g != NULL && !waits; g = g->next)
+        waits = g->last_token != 0 && !g->put_back;
+    histogram_add(&s->step, seconds);
+    if (waits && ns > atomic_load(&s->decode_step_max_ns))
+        atomic_store(&s->decode_step_max_ns, ns);
+}
+
 static void step(struct sched *s)
 {
     const double begin = now_mono();
@@ -236,7 +247,7 @@ static void step(struct sched *s)
     atomic_fetch_add(&s->rows, rows);
     pool_run(s->compute->pool, make_jobs(s, n, logits), 1, run_jobs, s);
     s->chosen_at = now_mono();
-    histogram_add(&s->step, s->chosen_at - begin);
+    count_step(s, s->chosen_at - begin);
     const struct job *j = s->jobs;
     for (int i = 0; i < n; i++)
         j += take_jobs(s, s->batch[i], j);

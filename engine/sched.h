@@ -140,8 +140,10 @@ struct sched_stats {
     struct kv_stats kv;
     /* step: from planning it to the tokens it chose.  between: from there to planning the next,
      * while sequences run.  gap: from a sequence's token to its next.  running_gap: only of those
-     * between which it was not preempted. */
+     * between which it was not preempted.  decode_step_max: the longest step, in seconds, while one of
+     * those waited for its next token. */
     struct histogram_stats step, between, gap, running_gap;
+    double decode_step_max;
 };
 void sched_stats(struct sched *s, struct sched_stats *ret);
 /* Forget all cached prefixes before the next step. */

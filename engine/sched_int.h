@@ -133,6 +133,7 @@ struct sched {
     double chosen_at; /* when the tokens of the last step were chosen; 0: nothing ran since */
 
     _Atomic int nrunning, nwaiting;
+    _Atomic uint64_t decode_step_max_ns; /* see struct sched_stats */
     _Atomic uint64_t steps, rows, prompt_tokens, generated_tokens, finished, cancelled, preempted,
         rejected, guessed, guessed_right;
 };

@@ -134,6 +134,7 @@ void sched_stats(struct sched *s, struct sched_stats *ret)
     histogram_read(&s->between, &ret->between);
     histogram_read(&s->gap, &ret->gap);
     histogram_read(&s->running_gap, &ret->running_gap);
+    ret->decode_step_max = (double)atomic_load(&s->decode_step_max_ns) / 1e9;
 }
 
 void sched_forget(struct sched *s)

@@ -2,16 +2,19 @@
  *
  * Each has a connection of its own, made before anything is timed.  What comes is taken apart as it
  * comes: HTTP's chunks, and in them the lines of the events, which do not care where chunks end.  An
- * event whose choice has not ended carries text, and its time is kept. */
+ * event whose choice has not ended carries text, and its time is kept.  A stream is whole when its choice
+ * ended because it had all its tokens and [DONE] came; whatever else the server says is the error. */
 #include "server/bench_stage.h"
 
 #include "engine/util.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -22,13 +25,15 @@ struct line {
     size_t len;
 };
 
-enum step { HEAD, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, DONE };
+enum step { HEAD, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, REFUSAL, DONE };
 
 struct reader {
     int fd;
     enum step step;
-    size_t left;             /* of the chunk */
+    size_t left;             /* of the chunk, or of the body of a refusal */
     bool good;               /* the status was 200 */
+    bool all_tokens, end;    /* finish_reason was "length"; [DONE] came */
+    char said[160];          /* by the server, instead of that */
     struct line frame, event;
 };
 
@@ -64,7 +69,7 @@ static int send_request(const struct reader *r, struct stage_client *c, uint64_t
                         "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s", body.len,
                         body.data);
     c->sent = now_mono();
-    rc = rc == ERR_OK ? fd_write_all(r->fd, all.data, all.len, err) : err_nomem(err);
+    rc = rc == ERR_OK ? stage_send(r->fd, all.data, all.len, err) : err_nomem(err);
     buf_free(&body);
     buf_free(&all);
     return rc;
@@ -97,7 +102,9 @@ static enum step after_frame(struct reader *r)
     case HEAD:
         if (strncmp(r->frame.s, "HTTP/1.1 200", 12) == 0)
             r->good = true;
-        return r->frame.len > 0 ? HEAD : CHUNK_SIZE;
+        if (strncasecmp(r->frame.s, "Content-Length:", 15) == 0)
+            r->left = strtoul(r->frame.s + 15, NULL, 10);
+        return r->frame.len > 0 ? HEAD : r->good ? CHUNK_SIZE : r->left > 0 ? REFUSAL : DONE;
     case CHUNK_SIZE:
         r->left = strtoul(r->frame.s, NULL, 16);
         return r->left > 0 ? CHUNK_DATA : DONE;
@@ -106,10 +113,32 @@ static enum step after_frame(struct reader *r)
     }
 }
 
-static void take_event(const struct reader *r, struct stage_client *c, double now)
+/* The sentence of {"error":{"message":...}}, else what there is. */
+static void take_error(struct reader *r, const char *json)
 {
-    if (strstr(r->event.s, "\"finish_reason\":null") != NULL && c->events < c->max_tokens)
+    json_t *j = json_loads(json, 0, NULL);
+    const char *s = json_string_value(json_object_get(json_object_get(j, "error"), "message"));
+    snprintf(r->said, sizeof r->said, "%.150s", s != NULL ? s : json);
+    json_decref(j);
+}
+
+static void take_event(struct reader *r, struct stage_client *c, double now)
+{
+    static const char data[] = "data: ";
+    const char *s = r->event.s + sizeof data - 1;
+    if (strncmp(r->event.s, data, sizeof data - 1) != 0)
+        return; /* the empty line between two */
+    if (strcmp(s, "[DONE]") == 0)
+        r->end = true;
+    else if (strncmp(s, "{\"error\":", 9) == 0)
+        take_error(r, s);
+    else if (strstr(s, "\"finish_reason\":null") != NULL && c->events < c->max_tokens)
         c->at[c->events++] = now;
+    else if (strstr(s, "\"finish_reason\":\"length\"") != NULL) {
+        r->all_tokens = true;
+        if (c->events == 0) /* no token had text (part of a character, say): this event tells of them */
+            c->at[c->events++] = now;
+    }
 }
 
 static void take_bytes(struct reader *r, struct stage_client *c, const char *p, size_t n)
@@ -127,6 +156,12 @@ static void take_bytes(struct reader *r, struct stage_client *c, const char *p, 
             }
             if (r->left == 0)
                 r->step = CHUNK_END;
+        } else if (r->step == REFUSAL) { /* JSON in one line */
+            used = add_to_line(&r->event, p, n < r->left ? n : r->left, &whole);
+            r->event.s[r->event.len] = '\0';
+            r->left -= used;
+            if (r->left == 0)
+                r->step = DONE;
         } else {
             used = add_to_line(&r->frame, p, n, &whole);
             if (whole) {
@@ -139,7 +174,21 @@ static void take_bytes(struct reader *r, struct stage_client *c, const char *p, 
     }
 }
 
-/* Until the answer has ended. */
+/* Whether what has ended is what was asked for. */
+static int check_end(struct reader *r, const struct stage_client *c, struct err *err)
+{
+    if (!r->good) {
+        take_error(r, r->event.s);
+        return err_set(err, ERR_IO, "the server refused a stream for %.60s: %s", c->model, r->said);
+    }
+    if (r->said[0] != '\0')
+        return err_set(err, ERR_IO, "a stream for %.60s broke: %s", c->model, r->said);
+    if (!r->all_tokens || !r->end)
+        return err_set(err, ERR_IO, "a stream for %.60s ended without %s, and without a reason", c->model,
+                       r->all_tokens ? "[DONE]" : "all its tokens");
+    return ERR_OK;
+}
+
 static int read_some(struct reader *r, struct stage_client *c, char *piece, struct err *err)
 {
     const ssize_t n = read(r->fd, piece, READ_BYTES);
@@ -149,9 +198,7 @@ static int read_some(struct reader *r, struct stage_client *c, char *piece, stru
     if (n == 0)
         return err_set(err, ERR_IO, "the server closed a stream before its end");
     take_bytes(r, c, piece, (size_t)n);
-    if (r->step != HEAD && !r->good)
-        return err_set(err, ERR_IO, "the server refused a stream for %s: %.100s", c->model, piece);
-    return ERR_OK;
+    return r->step == DONE ? check_end(r, c, err) : ERR_OK;
 }
 
 static int read_streams(int epoll, struct reader *r, struct stage_client *c, int n, struct err *err)
@@ -165,11 +212,8 @@ static int read_streams(int epoll, struct reader *r, struct stage_client *c, int
             rc = err_set(err, ERR_IO, "nothing came from the server for %d s", STALL_MS / 1000);
         for (int k = 0; k < got && rc == ERR_OK; k++) {
             const uint32_t i = ev[k].data.u32;
-            const bool was = r[i].step == DONE;
             rc = read_some(&r[i], &c[i], piece, err);
-            if (!was && r[i].step == DONE) {
-                if (c[i].events == 0) /* no token had text: part of a character, say */
-                    c[i].at[c[i].events++] = now_mono();
+            if (r[i].step == DONE) {
                 epoll_ctl(epoll, EPOLL_CTL_DEL, r[i].fd, NULL);
                 left--;
             }

@@ -13,6 +13,7 @@
 #include "engine/util.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,13 +79,13 @@ static int measure_case(void *arg, double *ret, struct err *err)
 
 /* --- rows --------------------------------------------------------------------------------------- */
 
-/* p50, p95 and (n 3) p99 in milliseconds. */
-static int put_percentiles(struct bench *b, struct stage_samples *s, const struct bench_series *of, int n,
+/* p50, p95 and p99 in milliseconds. */
+static int put_percentiles(struct bench *b, struct stage_samples *s, const struct bench_series *of,
                            const char *id, const char *what, struct err *err)
 {
     static const int percent[] = { 50, 95, 99 };
     int rc = ERR_OK;
-    for (int i = 0; i < n && rc == ERR_OK; i++)
+    for (int i = 0; i < 3 && rc == ERR_OK; i++)
         rc = bench_number(b, 1e3 * stage_percentile(s, percent[i]), "ms", of, err, "%s.%s.p%d", id, what,
                           percent[i]);
     return rc;
@@ -93,14 +94,13 @@ static int put_percentiles(struct bench *b, struct stage_samples *s, const struc
 static int put_case(struct bench *b, struct http_case *h, const struct bench_series *s,
                     const struct bench_series *none, const char *shape, struct err *err)
 {
-    const int n = h->mode == OWN ? 3 : 2;
     char id[BENCH_ID_MAX];
     snprintf(id, sizeof id, "http.%s.c%d%s", shape, h->clients, mode_names[h->mode]);
     int rc = bench_row(b, s, h->mode == NONE ? NULL : none, 1, err, "%s", id);
     if (rc == ERR_OK)
-        rc = put_percentiles(b, &h->first, s, n, id, "first", err);
+        rc = put_percentiles(b, &h->first, s, id, "first", err);
     if (rc == ERR_OK && h->gap.n > 0)
-        rc = put_percentiles(b, &h->gap, s, n, id, "gap", err);
+        rc = put_percentiles(b, &h->gap, s, id, "gap", err);
     const double p50 = stage_percentile(&h->gap, 50);
     if (rc == ERR_OK && p50 > 0)
         rc = bench_number(b, stage_percentile(&h->gap, 95) / p50, "x", s, err, "%s.steady", id);
@@ -166,10 +166,35 @@ static int ask_string(int port, const char *method, const char *path, const char
     return rc;
 }
 
+/* Its status, and how many steps it says it has done (it says so once a second at most). */
+static int look_at(const struct job *j, char *ret_status, size_t cap, long long *ret_step, struct err *err)
+{
+    char path[128], *answer = NULL;
+    snprintf(path, sizeof path, "/v1/fine_tuning/jobs/%s", j->id);
+    int rc = stage_ask(j->port, "GET", path, NULL, NULL, NULL, &answer, err);
+    if (rc != ERR_OK)
+        return rc;
+    json_t *all = json_loads(answer, 0, NULL), *own = json_object_get(all, "lorad");
+    const char *status = json_string_value(json_object_get(own, "status"));
+    const json_t *step = json_object_get(own, "step");
+    if (status != NULL && json_is_integer(step)) {
+        snprintf(ret_status, cap, "%s", status);
+        *ret_step = json_integer_value(step);
+    } else {
+        rc = err_set(err, ERR_IO, "GET %s: the job has no status or no step", path);
+    }
+    json_decref(all);
+    free(answer);
+    return rc;
+}
+
+static void nap(void) { nanosleep(&(struct timespec){ .tv_nsec = 50 * 1000 * 1000 }, NULL); }
+
 /* Pause or resume it, and wait until it is so. */
 static int turn(struct job *j, bool run, struct err *err)
 {
     char path[128], status[32];
+    long long step;
     if (j->running != run) {
         snprintf(path, sizeof path, "/v1/fine_tuning/jobs/%s/%s", j->id, run ? "resume" : "pause");
         int rc = ask_string(j->port, "POST", path, "application/json", "", NULL, "id", status,
@@ -178,22 +203,78 @@ static int turn(struct job *j, bool run, struct err *err)
             return rc;
         j->running = run;
     }
-    snprintf(path, sizeof path, "/v1/fine_tuning/jobs/%s", j->id);
     for (int i = 0; i < 600; i++) {
-        int rc = ask_string(j->port, "GET", path, NULL, NULL, "lorad", "status", status, sizeof status,
-                            err);
+        int rc = look_at(j, status, sizeof status, &step, err);
         if (rc != ERR_OK || strcmp(status, run ? "running" : "paused") == 0)
             return rc;
-        nanosleep(&(struct timespec){ .tv_nsec = 50 * 1000 * 1000 }, NULL);
+        nap();
     }
     return err_set(err, ERR_IO, "the job does not get %s: it is %s", run ? "going" : "to a stop", status);
+}
+
+/* How many steps it has done; it has to run. */
+static int step_of(const struct job *j, long long *ret, struct err *err)
+{
+    char status[32];
+    const int rc = look_at(j, status, sizeof status, ret, err);
+    if (rc == ERR_OK && strcmp(status, "running") != 0)
+        return err_set(err, ERR_INTERNAL, "the job does not run any more: it is %s after step %lld", status, *ret);
+    return rc;
+}
+
+/* Let it run, and wait until it has done a step: now it is at work. */
+static int get_going(struct job *j, long long *ret_step, struct err *err)
+{
+    enum { WAIT_SECONDS = 120 };
+    long long first = 0;
+    int rc = turn(j, true, err);
+    if (rc == ERR_OK)
+        rc = step_of(j, &first, err);
+    const double began = now_mono();
+    for (*ret_step = first; rc == ERR_OK && *ret_step == first; rc = step_of(j, ret_step, err)) {
+        if (now_mono() - began > WAIT_SECONDS)
+            return err_set(err, ERR_INTERNAL, "the job did no step for %d s", WAIT_SECONDS);
+        nap();
+    }
+    return rc;
 }
 
 static int measure_beside(void *arg, double *ret, struct err *err)
 {
     struct job *j = arg;
-    const int rc = turn(j, true, err);
-    return rc == ERR_OK ? measure_case(&j->load, ret, err) : rc;
+    long long step;
+    int rc = get_going(j, &step, err);
+    if (rc == ERR_OK)
+        rc = measure_case(&j->load, ret, err);
+    return rc == ERR_OK ? step_of(j, &step, err) : rc; /* it still runs */
+}
+
+/* Its steps per second, with clients or alone, over some steps: from when one was seen until the last was,
+ * which with clients is seen between their rounds.  0: it did none.  *ret_load: what others took meanwhile. */
+static int measure_steps(const struct bench *b, struct job *j, bool clients, double *ret,
+                         struct bench_series *ret_load, struct err *err)
+{
+    const int wanted = b->quick ? 1 : 4;
+    const double most = b->quick ? 10 : 60; /* seconds */
+    long long first, now;
+    double tokens;
+    int rc = get_going(j, &first, err);
+    const double own = bench_own_seconds(b->child), busy = bench_busy_seconds(), began = now_mono();
+    for (now = first; rc == ERR_OK && now < first + wanted && now_mono() - began < most;) {
+        if (clients)
+            rc = measure_case(&j->load, &tokens, err);
+        else
+            nap();
+        if (rc == ERR_OK)
+            rc = step_of(j, &now, err);
+    }
+    const double seconds = now_mono() - began;
+    const double theirs = bench_busy_seconds() - busy - (bench_own_seconds(b->child) - own);
+    *ret = rc == ERR_OK && seconds > 0 ? (double)(now - first) / seconds : 0;
+    *ret_load = (struct bench_series){ .n = 0 };
+    if (seconds > 0 && theirs > 0)
+        ret_load->foreign = fmin(theirs / (seconds * bench_cpus_online()), 1);
+    return rc;
 }
 
 static int measure_alone(void *arg, double *ret, struct err *err)
@@ -256,6 +337,16 @@ static int measure_job(struct bench *b, const struct stage_server *v, const char
         rc = bench_measure(b, s, 2, err);
     if (rc == ERR_OK)
         rc = bench_row(b, &s[0], &s[1], 1, err, "serving.job");
+    double beside = 0, alone = 0;
+    struct bench_series load[2];
+    if (rc == ERR_OK)
+        rc = measure_steps(b, &j, true, &beside, &load[0], err);
+    if (rc == ERR_OK)
+        rc = measure_steps(b, &j, false, &alone, &load[1], err);
+    if (rc == ERR_OK)
+        rc = bench_number(b, beside, "steps/s", &load[0], err, "serving.job.steps");
+    if (rc == ERR_OK)
+        rc = bench_number(b, alone, "steps/s", &load[1], err, "serving.job.steps.alone");
     stage_samples_free(&j.load.first);
     stage_samples_free(&j.load.gap);
     return rc;
@@ -269,10 +360,21 @@ static int run_shape(struct bench *b, const struct stage *st, const struct synth
     const bool large = shape->D >= 2048;
     const int tokens = b->quick ? 32 : large ? 64 : 128;
     struct stage_path base = stage_path(st, "http.base"), db = stage_path(st, "http.db");
-    const char *more[] = { "--adapter-cache", "1G", "--kv", "512M", NULL };
+    char cache[32], kv[32], context[16];
+    const char *more[] = { "--adapter-cache", cache, "--kv", kv, "--context", context, NULL };
+    struct adapter_src *one = NULL;
     struct stage_server v = { 0 };
     struct base *made = NULL;
     int rc = stage_base(shape, base.s, &made, err);
+    if (rc == ERR_OK)
+        rc = stage_adapter(&made->arch, STAGE_ALL, RANK, 0, &one, err);
+    if (rc == ERR_OK) {
+        const size_t least = (size_t)1 << 30, all = CLIENTS_MAX * adapter_build_bytes(&made->arch, one);
+        snprintf(cache, sizeof cache, "%zu", all > least ? all : least);
+        snprintf(kv, sizeof kv, "%zu", stage_kv_bytes(&made->arch, CLIENTS_MAX, PROMPT + tokens));
+        snprintf(context, sizeof context, "%d", STAGE_CONTEXT);
+        adapter_src_free(one);
+    }
     if (rc == ERR_OK)
         rc = stage_fill(made, db.s, STAGE_ALL, RANK, 0, CLIENTS_MAX, err);
     synthetic_free(made);

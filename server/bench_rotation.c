@@ -5,7 +5,10 @@
  *   distinct    every request another adapter, in turn
  *   uniform     each adapter as likely as any other
  *   skewed      Zipf with exponent 1.5: the i-th most popular with probability proportional to i^-1.5
- *   identical   all requests the same adapter
+ *   identical   all requests the same adapter: a control, which never sees more than one
+ *
+ * `distinct` goes through its adapters in steps of a prime, on from where the last round ended: the 48
+ * requests of a round come from all over the database, and none returns before all others had their turn.
  *
  * There the number of adapters follows from the number of requests; here it is what varies.  (Punica's own
  * skew halves twice as fast; this tail is longer, which is harder on a cache.)  The scheduler runs 16
@@ -26,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { STRIDE = 797 }; /* prime, and no divisor of a number of adapters */
 enum { RANK = 8, RUNNING = 16, IN_FLIGHT = 32, PROMPT = 16, TOKENS_MIN = 24, TOKENS_MAX = 40 };
 enum { COUNTS = 4, SETTINGS = 3, ADAPTERS_MAX = 2000 };
 enum mix { DISTINCT, UNIFORM, SKEWED, IDENTICAL, MIXES };
@@ -59,7 +63,7 @@ struct rotation_case {
     struct setting *s;
     enum mix mix;
     int n;                   /* adapters in turn */
-    uint64_t state, next;    /* random numbers; which is next (DISTINCT) */
+    uint64_t state, next;    /* random numbers; how many DISTINCT took, in all rounds */
     uint64_t loads, requests; /* so far, the first round not counted */
     bool warm;
 };
@@ -92,7 +96,7 @@ static int choose(struct rotation_case *c)
 {
     switch (c->mix) {
     case DISTINCT:
-        return (int)(c->next++ % (uint64_t)c->n);
+        return (int)(c->next++ * STRIDE % (uint64_t)c->n);
     case UNIFORM:
         return (int)(random_bits(c) % (uint64_t)c->n);
     case SKEWED:

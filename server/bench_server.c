@@ -2,6 +2,7 @@
  * to it. */
 #include "server/bench_stage.h"
 
+#include "engine/kv.h"
 #include "engine/util.h"
 
 #include <arpa/inet.h>
@@ -17,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+extern char **environ;
+
 enum { ARGS_MAX = 32, START_SECONDS = 120, END_SECONDS = 60, ANSWER_MAX = 256 << 20 };
 
 static void nap(double seconds)
@@ -24,17 +27,35 @@ static void nap(double seconds)
     nanosleep(&(struct timespec){ .tv_nsec = (long)(seconds * 1e9) }, NULL);
 }
 
+/* The environment without LORAD_ variables, which are options of a server: the bench says all of them.
+ * NULL: no memory; free() it. */
+static char **plain_environment(void)
+{
+    size_t n = 0, kept = 0;
+    while (environ[n] != NULL)
+        n++;
+    char **env = malloc((n + 1) * sizeof *env);
+    for (size_t i = 0; env != NULL && i < n; i++)
+        if (strncmp(environ[i], "LORAD_", 6) != 0)
+            env[kept++] = environ[i];
+    if (env != NULL)
+        env[kept] = NULL;
+    return env;
+}
+
 /* In the child, between fork and exec: nothing that takes a lock. */
-static _Noreturn void become_server(int log, char **argv)
+static _Noreturn void become_server(int log, pid_t parent, char **argv, char **env)
 {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(127); /* it ended before it could be said */
     setpgid(0, 0); /* Ctrl-C is this program's business; when it ends, so does the server */
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    execv("/proc/self/exe", argv);
+    execve("/proc/self/exe", argv, env);
     _exit(127);
 }
 
@@ -80,11 +101,18 @@ int stage_serve(struct bench *b, const struct stage *s, const char *base, const 
     const int log = open(ret->log.s, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (log < 0)
         return err_set(err, ERR_IO, "%s: %s", ret->log.s, strerror(errno));
+    char **env = plain_environment();
+    if (env == NULL) {
+        close(log);
+        return err_nomem(err);
+    }
     const double began = now_mono();
+    const pid_t self = getpid();
     ret->pid = fork();
     if (ret->pid == 0)
-        become_server(log, (char **)(uintptr_t)args);
+        become_server(log, self, (char **)(uintptr_t)args, env);
     close(log);
+    free(env);
     if (ret->pid < 0) {
         ret->pid = 0;
         return err_set(err, ERR_UNAVAILABLE, "no process for a server: %s", strerror(errno));
@@ -120,6 +148,15 @@ void stage_serve_end(struct bench *b, struct stage_server *v)
     v->pid = 0;
 }
 
+size_t stage_kv_bytes(const struct arch *arch, int sequences, int tokens)
+{
+    const size_t least = (size_t)512 << 20, page = kv_page_bytes(arch, kv_type_default(false));
+    const size_t one = (size_t)kv_pages_for(tokens > STAGE_CONTEXT ? tokens : STAGE_CONTEXT);
+    const size_t all = (size_t)sequences * ((size_t)kv_pages_for(tokens) + 1);
+    const size_t bytes = page * (all > one ? all : one);
+    return bytes > least ? bytes : least;
+}
+
 size_t stage_serve_resident(const struct stage_server *v)
 {
     char path[64];
@@ -146,6 +183,21 @@ int stage_connect(int port, struct err *err)
     if (fd >= 0)
         close(fd);
     return -1;
+}
+
+int stage_send(int fd, const void *data, size_t len, struct err *err)
+{
+    const char *p = data;
+    while (len > 0) {
+        const ssize_t n = send(fd, p, len, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return err_set(err, ERR_IO, "cannot send to the server: %s", strerror(errno));
+        p += n;
+        len -= (size_t)n;
+    }
+    return ERR_OK;
 }
 
 /* Everything until the server closes the connection. */
@@ -189,7 +241,7 @@ int stage_ask(int port, const char *method, const char *path, const char *type, 
         rc = buf_puts(&b, "\r\n");
     if (rc == ERR_OK && body != NULL)
         rc = buf_puts(&b, body);
-    rc = rc == ERR_OK ? fd_write_all(fd, b.data, b.len, err) : err_nomem(err);
+    rc = rc == ERR_OK ? stage_send(fd, b.data, b.len, err) : err_nomem(err);
     b.len = 0;
     if (rc == ERR_OK)
         rc = read_all(fd, &b, err);

@@ -57,14 +57,19 @@ struct stage_server {
     double start_seconds;    /* until it listens */
     struct stage_path log;
 };
-/* With the bench's threads, kernels and (the first wanted) precision; `more`: further arguments,
- * NULL-terminated.  Its CPU time counts as the bench's. */
+/* With the bench's threads, kernels and (the first wanted) precision, and nothing that LORAD_ variables
+ * say; `more`: further arguments, NULL-terminated.  Its CPU time counts as the bench's. */
 int stage_serve(struct bench *b, const struct stage *s, const char *base, const char *db,
                 const char *const *more, struct stage_server *ret, struct err *err);
 void stage_serve_end(struct bench *b, struct stage_server *v); /* SIGTERM; a pid of 0 is fine */
 size_t stage_serve_resident(const struct stage_server *v);
+/* What --context is to be, and --kv for so many sequences of so many tokens; 512 MiB at least. */
+enum { STAGE_CONTEXT = 512 };
+size_t stage_kv_bytes(const struct arch *arch, int sequences, int tokens);
 /* A connection to it; -1 after a failure. */
 int stage_connect(int port, struct err *err);
+/* All of it; a server that has ended is an error and no signal. */
+int stage_send(int fd, const void *data, size_t len, struct err *err);
 /* One request with its whole answer, NUL-terminated (free() it); *ret_status may be NULL. */
 int stage_ask(int port, const char *method, const char *path, const char *type, const char *body,
               int *ret_status, char **ret, struct err *err);

@@ -42,6 +42,7 @@ const struct bench_target bench_targets[] = {
     { "registry.memory", "registry", NULL, true, true, 1, "memory over the cache's budget" },
     { "cold.1.1b.latency", "cold", NULL, false, true, 25,
       "a cold adapter (rank 16, 1.1B): added latency, ms" },
+    { "cold.1.1b.busy.latency", "cold", NULL, false, true, 25, "the same beside running sequences" },
     { "cold.1.1b.stall", "cold", NULL, true, true, 2,
       "longest step of the others meanwhile, over the median one" },
     { "load.1.1b", "load", NULL, false, true, 1, "base load, 1.1B, from the page cache, s" },

@@ -614,6 +614,7 @@ static void steps_and_gaps_between_tokens_are_timed(void **state)
     assert_true(times(&st.running_gap) < 3 * 99);
     assert_true(times(&st.running_gap) >= 3 * 99 - st.preempted);
     assert_true(st.step.max > 0 && st.step.sum >= st.step.max);
+    assert_true(st.decode_step_max > 0 && st.decode_step_max <= st.step.max + 1e-8);
     assert_true(st.running_gap.max <= st.gap.max && st.gap.sum >= st.running_gap.sum);
     rig_close(&r);
 }
