@@ -255,7 +255,7 @@ static int measure_steps(const struct bench *b, struct job *j, bool clients, dou
                          struct bench_series *ret_load, struct err *err)
 {
     const int wanted = b->quick ? 1 : 4;
-    const double most = b->quick ? 10 : 60; /* seconds */
+    const double most = b->quick ? 30 : 60; /* seconds */
     long long first, now;
     double tokens;
     int rc = get_going(j, &first, err);
