@@ -325,19 +325,7 @@ static int run_shape(struct bench *b, const struct stage *st, const struct synth
 
 static int run(struct bench *b, struct err *err)
 {
-    struct stage st;
-    int rc = stage_open(&st, err);
-    if (rc != ERR_OK)
-        return rc;
-    for (int i = 0; i < b->nshapes && rc == ERR_OK; i++) {
-        const struct synthetic_shape *s = synthetic_find(b->shapes[i]);
-        char id[BENCH_ID_MAX];
-        snprintf(id, sizeof id, "cold.%s", s->name);
-        if (stage_room(b, &st, id, 3 * synthetic_bytes(s), 3 * synthetic_bytes(s) + ((size_t)1 << 30)))
-            rc = run_shape(b, &st, s, err);
-    }
-    stage_close(&st);
-    return rc;
+    return stage_each_shape(b, 3, 3, (size_t)1 << 30, run_shape, err);
 }
 
 const struct bench_part bench_cold = { "cold", "adapters that come from the database", run };

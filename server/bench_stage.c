@@ -89,6 +89,27 @@ bool stage_room(struct bench *b, const struct stage *s, const char *id, size_t d
     return bench_room(b, id, memory);
 }
 
+int stage_each_shape(struct bench *b, int on_disk, int in_memory, size_t more,
+                     int (*run)(struct bench *b, const struct stage *s, const struct synthetic_shape *shape,
+                                struct err *err),
+                     struct err *err)
+{
+    struct stage st;
+    int rc = stage_open(&st, err);
+    if (rc != ERR_OK)
+        return rc;
+    for (int i = 0; i < b->nshapes && rc == ERR_OK; i++) {
+        const struct synthetic_shape *s = synthetic_find(b->shapes[i]);
+        const size_t base = synthetic_bytes(s);
+        char id[BENCH_ID_MAX];
+        snprintf(id, sizeof id, "%s.%s", b->part, s->name);
+        if (stage_room(b, &st, id, (size_t)on_disk * base, (size_t)in_memory * base + more))
+            rc = run(b, &st, s, err);
+    }
+    stage_close(&st);
+    return rc;
+}
+
 void stage_remove_db(const char *db)
 {
     static const char *const ends[] = { "", "-wal", "-shm", ".pepper" };

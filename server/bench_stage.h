@@ -27,6 +27,12 @@ struct stage_path { char s[PATH_MAX]; };
 struct stage_path stage_path(const struct stage *s, const char *name);
 /* Whether so much is free, of the disk where the folder lies and of memory; if not, skips `id`. */
 bool stage_room(struct bench *b, const struct stage *s, const char *id, size_t disk, size_t memory);
+/* run() for each wanted shape, in one folder, where there is room for so many copies of its base on the
+ * disk, and in memory with so many bytes more; others are skipped as PART.SHAPE. */
+int stage_each_shape(struct bench *b, int on_disk, int in_memory, size_t more,
+                     int (*run)(struct bench *b, const struct stage *s, const struct synthetic_shape *shape,
+                                struct err *err),
+                     struct err *err);
 /* A database with what belongs to it. */
 void stage_remove_db(const char *db);
 
