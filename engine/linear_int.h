@@ -3,9 +3,9 @@
  *
  * Packed activations: the M rows are cut into tiles of 16 (the last may be smaller).  A tile of R
  * rows holds [block][R][64] codes, [block][R] scales and [block][R] start values; tiles follow
- * each other.  Int8 codes (PREC_FAST) lie in order of k.  Int16 codes (PREC_EXACT) lie, inside
- * each group of 8, in the order ACT16_ORDER, which is the order in which 16-bit multiply-add
- * instructions meet the nibbles of the P16 layout (and the bytes of the 8-bit one). */
+ * each other.  Codes lie in order of k, but for the int16 codes (PREC_EXACT) of AVX-512: inside
+ * each group of 8 they lie in the order ACT16_ORDER, which is the order in which its 16-bit
+ * multiply-add instruction meets the nibbles of the P16 layout (and the bytes of the 8-bit one). */
 #ifndef ENGINE_LINEAR_INT_H
 #define ENGINE_LINEAR_INT_H
 

@@ -72,20 +72,17 @@ static void pack_i8(const float *x, int blocks, int rows, void *codes, float *sc
 static void pack_i16(const float *x, int blocks, int rows, void *codes, float *scale,
                      int32_t *start)
 {
-    static const uint8_t order[8] = ACT16_ORDER;
-    int16_t *out = codes, code[BLOCK];
+    int16_t *out = codes;
     for (int b = 0; b < blocks;
          b++, x += BLOCK, out += BLOCK * rows, scale += rows, start += rows) {
-        *scale = quantise_block(x, A16_MAX, code);
-        *start = start_value(code);
-        for (int k = 0; k < BLOCK; k++)
-            out[k] = code[k - k % 8 + order[k % 8]];
+        *scale = quantise_block(x, A16_MAX, out);
+        *start = start_value(out);
     }
 }
 
 /* --- products ---------------------------------------------------------------------------- */
 
-/* Codes of one row (lane) of one block of a panel, in the order of the activations. */
+/* Codes of one row (lane) of one block of a panel, in order of k. */
 typedef void (*decode_fn)(const uint8_t *block, int lane, int16_t ret[BLOCK]);
 
 static int nf4_nibble(const uint8_t *block, int lane, int k)
@@ -102,9 +99,8 @@ static void decode_nf4_8(const uint8_t *block, int lane, int16_t ret[BLOCK])
 
 static void decode_nf4_16(const uint8_t *block, int lane, int16_t ret[BLOCK])
 {
-    static const uint8_t order[8] = ACT16_ORDER;
     for (int k = 0; k < BLOCK; k++)
-        ret[k] = nf4_w16[nf4_nibble(block, lane, k - k % 8 + order[k % 8])];
+        ret[k] = nf4_w16[nf4_nibble(block, lane, k)];
 }
 
 static int q8_code(const uint8_t *block, int lane, int k)
@@ -112,17 +108,10 @@ static int q8_code(const uint8_t *block, int lane, int k)
     return block[k / 4 * 64 + 4 * lane + k % 4] - 128;
 }
 
-static void decode_q8_8(const uint8_t *block, int lane, int16_t ret[BLOCK])
+static void decode_q8(const uint8_t *block, int lane, int16_t ret[BLOCK])
 {
     for (int k = 0; k < BLOCK; k++)
         ret[k] = (int16_t)q8_code(block, lane, k);
-}
-
-static void decode_q8_16(const uint8_t *block, int lane, int16_t ret[BLOCK])
-{
-    static const uint8_t order[8] = ACT16_ORDER;
-    for (int k = 0; k < BLOCK; k++)
-        ret[k] = (int16_t)q8_code(block, lane, k - k % 8 + order[k % 8]);
 }
 
 static int32_t dot_i8(const int16_t *w, const int8_t *a)
@@ -172,7 +161,7 @@ static void panels(const struct panel_job *j, decode_fn decode, size_t block_byt
 
 static void nf4_i8(const struct panel_job *j) { panels(j, decode_nf4_8, 512, 1); }
 static void nf4_i16(const struct panel_job *j) { panels(j, decode_nf4_16, 512, 2); }
-static void q8_i8(const struct panel_job *j) { panels(j, decode_q8_8, 1024, 1); }
-static void q8_i16(const struct panel_job *j) { panels(j, decode_q8_16, 1024, 2); }
+static void q8_i8(const struct panel_job *j) { panels(j, decode_q8, 1024, 1); }
+static void q8_i16(const struct panel_job *j) { panels(j, decode_q8, 1024, 2); }
 
 const struct linear_ops linear_scalar = { pack_i8, pack_i16, nf4_i8, nf4_i16, q8_i8, q8_i16 };
