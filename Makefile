@@ -83,8 +83,12 @@ $(B)/%.o: %.c $(B)/config.mk
 	@echo "  CC $<"
 	@$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-# Only main.c sees the version, so that a commit does not rebuild everything.
+# Only main.c sees the version, so that a commit does not rebuild everything but that.
 $(B)/server/main.o: ALL_CFLAGS += $(DEFS)
+$(B)/server/main.o: $(B)/version
+$(B)/version: FORCE
+	@mkdir -p $(@D) && echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' >$@
+FORCE:
 $(B)/%.o: ALL_CFLAGS += -D_GNU_SOURCE
 
 # migrations/0001_name.sql becomes { 1, "0001_name", "..." } in an array.
