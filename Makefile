@@ -190,7 +190,7 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n",$$1,$$2}'
 
 .PHONY: all deps test-deps lint-deps fuzz-deps cross-deps run test bench soak asan tsan fuzz fuzz-run cross cross-test
-.PHONY: lint install clean help
+.PHONY: lint install clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 -include $(OBJ:.o=.d) $(wildcard $(B)/tests/*.d)
