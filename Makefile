@@ -83,7 +83,7 @@ $(B)/%.o: %.c $(B)/config.mk
 	@echo "  CC $<"
 	@$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-# Only main.c sees the version, so that a commit does not rebuild everything but that.
+# Only main.c sees the version: a commit does not rebuild anything else.
 $(B)/server/main.o: ALL_CFLAGS += $(DEFS)
 $(B)/server/main.o: $(B)/version
 $(B)/version: FORCE

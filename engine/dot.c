@@ -185,8 +185,7 @@ INLINE AVX2 float dot_avx2(enum dtype t, const float *x, const void *w, size_t n
     return ret;
 }
 
-/* All M rows of x by NR (1, 2 or 4) rows of w: at most eight sums, for FMA's latency and registers.
- */
+/* All M rows of x by NR (1, 2 or 4) rows of w: eight sums at most, as registers allow. */
 INLINE AVX2 void strip_avx2(enum dtype t, int NR, const float *x, size_t ldx, int M, const void *w,
                             size_t ldw, size_t K, float *y, size_t ldy)
 {

@@ -7,18 +7,17 @@
  *             VPMADDUBSW adds two products of unsigned and signed bytes into 16 bits and saturates
  *             there, so bytes are multiplied as |weight| by (activation with the weight's sign): at
  *             most 2 * 127 * 127, which fits.
- *     exact   per 4 inputs and half: the weights as 16-bit numbers, four per row: rows 0, 1, 4, 5
- * of the half in one vector and rows 2, 3, 6, 7 in the other, which is how unpacking bytes leaves
- * them.  Two lanes of a sum belong to a row; VPHADDD joins them at the block's end.  So activations
- * lie in order of k here, not in ACT16_ORDER.
+ *     exact   per 4 inputs and half: the weights as 16-bit numbers, four per row, rows 0, 1, 4, 5
+ *             of the half in one vector and 2, 3, 6, 7 in the other, as unpacking bytes leaves
+ *             them.  Two lanes of a sum belong to a row; VPHADDD joins them at the block's end.
+ *             So activations lie in order of k here, not in ACT16_ORDER.
  *
  * Both forms multiply 32 codes in four instructions, of which Zen 3 does no more than 160 GOP/s per
  * core when they do nothing else.  Making an operand takes two to five instructions.  Up to four
- * rows of activations make each operand where they need it; more rows make those of a block once, 4
- * KiB that stay in L1, and all rows of the tile meet them, four at a time.  One thread, one tile of
- * 16 rows, weights in L2, GOP/s: fast 128, exact 128 (made for every four rows: 112 and 64; clang
- * 14: 113 and 124).
- */
+ * rows of activations make each operand where they need it; more rows make those of a block once,
+ * 4 KiB that stay in L1, and all rows of the tile meet them, four at a time.  One thread, one tile
+ * of 16 rows, weights in L2, best of repeats, GOP/s: fast 128, exact 128 (made for every four rows
+ * 112 and 64; clang 14: 113 and 124). */
 #include "engine/linear_int.h"
 #include "engine/simd_int.h"
 

@@ -13,6 +13,9 @@
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+
 /* The vector is here, in a register.  gcc joins the additions of integer sums over unrolled steps,
  * and then has too few registers for what it gained; clang does not. */
 #if defined(__clang__)
@@ -20,9 +23,6 @@
 #else
 #define IN_PLACE(v) __asm__("" : "+x"(v))
 #endif
-
-#if defined(__x86_64__)
-#include <immintrin.h>
 
 /* What ISA_AVX2 and ISA_AVX512 stand for; isa_select() checks the same lists. */
 #define AVX2 __attribute__((target("avx2,fma,f16c")))

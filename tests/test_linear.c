@@ -179,9 +179,10 @@ static void errors_stay_below_the_stated_ones(void **state)
         int K;
         double fast, exact, f32;
     } cases[] = {
-        { MAT_F32, 1024, 1e-6, 1e-6, 1e-6 },      { MAT_BF16, 1024, 1e-6, 1e-6, 1e-6 },
-        { MAT_F16, 1024, 1e-6, 1e-6, 1e-6 },      { MAT_NF4_P16, 1024, 9e-3, 3e-4, 1e-6 },
-        { MAT_NF4_FLAT, 1000, 1e-6, 1e-6, 1e-6 }, { MAT_Q8_P16, 1024, 1e-2, 8e-3, 8e-3 },
+        { MAT_F32, 1024, 1e-6, 1e-6, 1e-6 },     { MAT_BF16, 1024, 1e-6, 1e-6, 1e-6 },
+        { MAT_F16, 1024, 1e-6, 1e-6, 1e-6 },
+        { MAT_NF4_P16, 1024, 9e-3, 3e-4, 1e-6 }, { MAT_NF4_FLAT, 1000, 1e-6, 1e-6, 1e-6 },
+        { MAT_Q8_P16, 1024, 1e-2, 8e-3, 8e-3 },
     };
     enum { M = 3, N = 200 };
     gauss_seed = 3;
@@ -358,8 +359,7 @@ static void vector_kernels_equal_the_scalar_ones(void **state)
                 const int N = Ns[ni], K = Ks[ki], top = 35;
                 struct weights w = make_weights(all_types[t], N, K);
                 float *x = random_rows(top, K), *bias = random_rows(1, N);
-                float *y = get_aligned((size_t)(top * N) * 4),
-                      *want = get_aligned((size_t)(top * N) * 4);
+                float *y = get_aligned((size_t)(top * N) * 4), *want = get_aligned((size_t)(top * N) * 4);
                 if (ki == 2)
                     fill_nasty(x, top, K);
                 for (int p = PREC_FAST; p <= PREC_F32; p++) {
@@ -491,8 +491,7 @@ static void epilogues_get_every_output_once(void **state)
     static const int rows[] = { 1, 3, 8, 13, 16, 33, EPI_M };
     struct pool *pool;
     struct seen *s = malloc(sizeof *s);
-    float *x = random_rows(EPI_M, K), *y = get_aligned(EPI_M * EPI_N * sizeof *y),
-          *ys[PRODUCTS_MAX];
+    float *x = random_rows(EPI_M, K), *y = get_aligned(EPI_M * EPI_N * sizeof *y), *ys[PRODUCTS_MAX];
     assert_int_equal(pool_create(3, &pool, NULL), ERR_OK);
     for (int i = 0; i < PRODUCTS_MAX; i++)
         ys[i] = get_aligned(EPI_M * EPI_N * sizeof *y);
