@@ -699,12 +699,12 @@ static void stopping_cuts_off_whatever_still_runs(void **state)
         start(&f, NULL, (struct http_opts){ 0 });
         const int stream = dial(&f), whole = dial(&f), body = dial(&f), idle = dial(&f);
         send_post(stream, "/v1/completions", LONG ",\"stream\":true}");
+        if (k > 1) /* before the other takes all places: sequences are served in the order they come */
+            read_until(stream, "data: ", &b);
         send_post(whole, "/v1/completions", LONG "}");
         send_text(body, "PUT /v1/adapters/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n123");
         if (k > 0)
             wait_running(&f);
-        if (k > 1)
-            read_until(stream, "data: ", &b);
         stop(&f);
         close(stream);
         close(whole);
