@@ -40,7 +40,7 @@ struct cold {
     struct err err;
     struct span_of_time spans[2 * PAIRS_MAX];
     int nspans;
-    double gap, warm_gap, busy_added; /* of the round */
+    double gap, quiet_gap, warm_gap, busy_added; /* of the round */
 };
 
 /* One token from one adapter: seconds until it came. */
@@ -135,8 +135,8 @@ static const struct span_of_time *meanwhile(const struct cold *k, double from, d
     return found;
 }
 
-/* Gaps between the tokens of a running sequence: the median one while nothing comes, and the longest
- * while something comes. */
+/* Gaps between the tokens of a running sequence: the median and the longest while nothing comes, and the
+ * longest while something comes. */
 static int look_at_gaps(struct cold *k, double *ret_longest, struct err *err)
 {
     struct stage_samples quiet = { 0 };
@@ -154,6 +154,7 @@ static int look_at_gaps(struct cold *k, double *ret_longest, struct err *err)
     for (int i = 0; i < k->nspans && rc == ERR_OK; i++)
         rc = stage_sample(k->spans[i].cold ? &k->first : &k->again, k->spans[i].to - k->spans[i].from, err);
     k->gap = 1e3 * stage_percentile(&quiet, 50);
+    k->quiet_gap = 1e3 * stage_percentile(&quiet, 100);
     k->warm_gap = 1e3 * longest[false];
     *ret_longest = 1e3 * longest[true];
     stage_samples_free(&quiet);
@@ -234,6 +235,13 @@ static int measure_warm_gap(void *arg, double *ret, struct err *err)
     return ERR_OK;
 }
 
+static int measure_quiet_gap(void *arg, double *ret, struct err *err)
+{
+    (void)err;
+    *ret = ((struct cold *)arg)->quiet_gap;
+    return ERR_OK;
+}
+
 static int measure_busy_added(void *arg, double *ret, struct err *err)
 {
     (void)err;
@@ -265,10 +273,11 @@ static int measure(struct bench *b, const struct stage_server *v, const struct s
         { .name = "ms median", .unit = "ms", .measure = measure_gap, .arg = &k },
         { .name = "ms warm", .unit = "ms", .measure = measure_warm_gap, .arg = &k },
         { .name = "ms added", .unit = "ms", .measure = measure_busy_added, .arg = &k },
+        { .name = "ms quiet", .unit = "ms", .measure = measure_quiet_gap, .arg = &k },
     };
-    int rc = bench_measure(b, s, 7, err);
+    int rc = bench_measure(b, s, 8, err);
     s[1].foreign = s[2].foreign = s[0].foreign; /* they are of the rounds that those measured */
-    s[4].foreign = s[5].foreign = s[6].foreign = s[3].foreign;
+    s[4].foreign = s[5].foreign = s[6].foreign = s[7].foreign = s[3].foreign;
     if (rc == ERR_OK)
         rc = bench_row(b, &s[0], &s[1], 1, err, "cold.%s.first", shape);
     if (rc == ERR_OK)
@@ -277,6 +286,8 @@ static int measure(struct bench *b, const struct stage_server *v, const struct s
         rc = bench_row(b, &s[3], &s[4], 1, err, "cold.%s.stall", shape);
     if (rc == ERR_OK)
         rc = bench_row(b, &s[5], &s[4], 1, err, "cold.%s.stall.warm", shape);
+    if (rc == ERR_OK)
+        rc = bench_row(b, &s[7], &s[4], 1, err, "cold.%s.stall.quiet", shape);
     if (rc == ERR_OK)
         rc = bench_row(b, &s[6], NULL, 1, err, "cold.%s.busy.latency", shape);
     if (rc == ERR_OK)

@@ -36,8 +36,7 @@ static char *split_weight(const char *spec, float *ret_weight, struct err *err)
 }
 
 static int load_from_db(struct store *st, const char *tenant, const char *name,
-                        const struct base *base, struct adapter_src **ret, int64_t *ret_id,
-                        struct err *err)
+                        const struct base *base, struct adapter **ret, struct err *err)
 {
     int64_t tenant_id;
     struct store_version v;
@@ -50,32 +49,34 @@ static int load_from_db(struct store *st, const char *tenant, const char *name,
         rc = err_set(err, ERR_CONFLICT, "adapter %s@%d was made for another base: %.12s..., not %.12s...",
                      v.name, v.version, v.base_hash_hex, base->hash_hex);
     if (rc == ERR_OK)
-        rc = store_version_load_for(st, v.id, base, ret, err);
-    *ret_id = v.id;
+        rc = store_version_build(st, v.id, base, ret, err);
     store_version_free(&v);
+    return rc;
+}
+
+static int load_from_folder(const char *path, const struct base *base, struct adapter **ret, struct err *err)
+{
+    struct adapter_src *src = NULL;
+    int rc = adapter_load(&base->arch, path, &src, err);
+    if (rc == ERR_OK)
+        rc = adapter_norms(base, src, err);
+    if (rc == ERR_OK)
+        rc = adapter_build(&base->arch, src, 0, ret, err);
+    adapter_src_free(src);
     return rc;
 }
 
 static int add_adapter(struct session *s, struct store *st, const char *tenant, const char *spec,
                        struct err *err)
 {
-    struct adapter_src *src = NULL;
     float weight;
-    int64_t id = 0;
     char *name = split_weight(spec, &weight, err);
     if (name == NULL)
         return err->code;
-    int rc;
-    if (st != NULL && name[0] != '.' && name[0] != '/')
-        rc = load_from_db(st, tenant, name, s->base, &src, &id, err);
-    else
-        rc = adapter_load(&s->base->arch, name, &src, err);
-    if (rc == ERR_OK) /* from a folder; the store has them */
-        rc = adapter_norms(s->base, src, err);
     struct adapter *a = NULL;
-    if (rc == ERR_OK)
-        rc = adapter_build(&s->base->arch, src, id, &a, err);
-    adapter_src_free(src);
+    const int rc = st != NULL && name[0] != '.' && name[0] != '/'
+                       ? load_from_db(st, tenant, name, s->base, &a, err)
+                       : load_from_folder(name, s->base, &a, err);
     if (rc != ERR_OK) { /* say which of them it was */
         const struct err cause = *err;
         err_clear(err);

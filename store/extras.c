@@ -258,7 +258,7 @@ static int norms_put(struct store *st, int64_t version_id, const struct base *ba
     return sql_close(&q);
 }
 
-static int add_norms(struct store *st, int64_t version_id, const struct base *base,
+int extras_add_norms(struct store *st, int64_t version_id, const struct base *base,
                      struct adapter_src *a, struct err *err)
 {
     bool all = false;
@@ -276,20 +276,5 @@ static int add_norms(struct store *st, int64_t version_id, const struct base *ba
         return rc;
     if (store_begin(st, NULL) == ERR_OK)
         store_end(st, norms_put(st, version_id, base, a, NULL), NULL);
-    return ERR_OK;
-}
-
-int store_version_load_for(struct store *st, int64_t version_id, const struct base *base,
-                           struct adapter_src **ret, struct err *err)
-{
-    struct adapter_src *a = NULL;
-    int rc = store_version_load(st, version_id, &a, err);
-    if (rc == ERR_OK && a->method == METHOD_DORA)
-        rc = add_norms(st, version_id, base, a, err);
-    if (rc != ERR_OK) {
-        adapter_src_free(a);
-        return rc;
-    }
-    *ret = a;
     return ERR_OK;
 }

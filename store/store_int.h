@@ -199,6 +199,10 @@ int extras_put(struct store *st, int64_t tenant, int64_t version_id, const struc
 /* a->extras without their data, and that data into memory that is theirs. */
 int extras_get(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err);
 int extras_get_data(struct store *st, int64_t version_id, struct adapter_src *a, struct err *err);
+/* The norms of the base's weights that a DoRA needs: those that are stored for this base, or computed and
+ * then stored. */
+int extras_add_norms(struct store *st, int64_t version_id, const struct base *base,
+                     struct adapter_src *a, struct err *err);
 
 /* --- is what was read what was put in? (verify.c) --------------------------------------------- */
 struct verify {

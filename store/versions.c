@@ -352,10 +352,11 @@ static int load_facts(struct store *st, int64_t version_id, struct adapter_src *
     return rc;
 }
 
-static int load(struct store *st, int64_t version_id, struct verify *v, struct adapter_src **ret,
-                struct err *err)
+/* Reads what is there.  *ret is set unless memory is out, also after a failure. */
+static int read_version(struct store *st, int64_t version_id, struct verify *v,
+                        struct adapter_src **ret, struct err *err)
 {
-    struct adapter_src *a = calloc(1, sizeof *a);
+    struct adapter_src *a = *ret = calloc(1, sizeof *a);
     if (a == NULL)
         return err_nomem(err);
     int rc = store_begin_read(st, err);
@@ -365,11 +366,27 @@ static int load(struct store *st, int64_t version_id, struct verify *v, struct a
             rc = tensors_get(st, version_id, v, a, err);
         rc = store_end(st, rc, err);
     }
-    const bool same = v == NULL || verify_end(v, rc == ERR_OK);
+    return rc;
+}
+
+/* Waits for the hash of what was read with `rc`. */
+static int check_hash(struct store *st, int64_t version_id, struct verify *v, int rc, struct err *err)
+{
+    const bool same = verify_end(v, rc == ERR_OK);
     if (rc == ERR_OK && !same)
         rc = err_set(err, ERR_DB,
                      "the database %s is damaged: the tensors of version id %lld are not what was"
                      " put in", st->path, (long long)version_id);
+    return rc;
+}
+
+int store_version_load(struct store *st, int64_t version_id, struct adapter_src **ret,
+                       struct err *err)
+{
+    struct verify v = { .src = NULL };
+    struct adapter_src *a;
+    int rc = read_version(st, version_id, &v, &a, err);
+    rc = check_hash(st, version_id, &v, rc, err);
     if (rc != ERR_OK) {
         adapter_src_free(a);
         return rc;
@@ -378,15 +395,46 @@ static int load(struct store *st, int64_t version_id, struct verify *v, struct a
     return ERR_OK;
 }
 
-int store_version_load(struct store *st, int64_t version_id, struct adapter_src **ret,
-                       struct err *err)
+int store_version_build(struct store *st, int64_t version_id, const struct base *base,
+                        struct adapter **ret, struct err *err)
 {
     struct verify v = { .src = NULL };
-    return load(st, version_id, &v, ret, err);
+    struct err wrong = { 0 };
+    struct adapter_src *a;
+    struct adapter *built = NULL;
+    int rc = read_version(st, version_id, &v, &a, err);
+    const bool norms = rc == ERR_OK && a->method == METHOD_DORA; /* what is stored comes from what was checked */
+    int made = ERR_OK;
+    if (rc == ERR_OK && !norms)
+        made = adapter_build(&base->arch, a, version_id, &built, &wrong);
+    rc = check_hash(st, version_id, &v, rc, err);
+    if (rc == ERR_OK && norms)
+        made = extras_add_norms(st, version_id, base, a, &wrong);
+    if (rc == ERR_OK && norms && made == ERR_OK)
+        made = adapter_build(&base->arch, a, version_id, &built, &wrong);
+    if (rc == ERR_OK && made != ERR_OK) {
+        rc = made;
+        if (err != NULL)
+            *err = wrong;
+    }
+    adapter_src_free(a);
+    if (rc != ERR_OK) {
+        adapter_free(built);
+        return rc;
+    }
+    *ret = built;
+    return ERR_OK;
 }
 
 int store_version_modules(struct store *st, int64_t version_id, struct adapter_src **ret,
                           struct err *err)
 {
-    return load(st, version_id, NULL, ret, err);
+    struct adapter_src *a;
+    const int rc = read_version(st, version_id, NULL, &a, err);
+    if (rc != ERR_OK) {
+        adapter_src_free(a);
+        return rc;
+    }
+    *ret = a;
+    return ERR_OK;
 }

@@ -20,14 +20,8 @@ static void must(int rc, const struct err *err, const char *what)
 static int load(void *ud, int64_t version_id, struct adapter **ret, struct err *err)
 {
     struct serve *s = ud;
-    struct adapter_src *src = NULL;
-    int rc = s->load_store ? ERR_OK : store_open(s->db_path, &s->load_store, err);
-    if (rc == ERR_OK)
-        rc = store_version_load_for(s->load_store, version_id, s->base, &src, err);
-    if (rc == ERR_OK)
-        rc = adapter_build(&s->base->arch, src, version_id, ret, err);
-    adapter_src_free(src);
-    return rc;
+    const int rc = s->load_store ? ERR_OK : store_open(s->db_path, &s->load_store, err);
+    return rc == ERR_OK ? store_version_build(s->load_store, version_id, s->base, ret, err) : rc;
 }
 
 static void count_wake(void *ud) { ((struct serve *)ud)->jobs_woken++; }

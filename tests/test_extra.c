@@ -630,6 +630,94 @@ static void check_norms(const struct base *b, const struct adapter_src *a)
     }
 }
 
+/* A version with the norms that a DoRA needs. */
+static int load_for(struct store *st, int64_t id, const struct base *b, struct adapter_src **ret,
+                    struct err *e)
+{
+    const int rc = store_version_load(st, id, ret, e);
+    return rc != ERR_OK || (*ret)->method != METHOD_DORA ? rc : extras_add_norms(st, id, b, *ret, e);
+}
+
+static void same_numbers(const void *x, const void *y, size_t bytes)
+{
+    assert_true((x != NULL) == (y != NULL));
+    if (x != NULL)
+        assert_memory_equal(x, y, bytes);
+}
+
+static void same_built(const struct base *b, const struct adapter *x, const struct adapter *y)
+{
+    assert_int_equal(x->bytes, y->bytes);
+    assert_int_equal(x->version_id, y->version_id);
+    assert_memory_equal(x->hash, y->hash, 32);
+    for (int i = 0; i < b->arch.L * MOD_SLOTS; i++) {
+        const struct lora_module *m = &x->modules[i], *n = &y->modules[i];
+        const size_t rank = (size_t)m->rank, one = dtype_size(m->dtype), out = (size_t)m->out;
+        assert_int_equal(m->rank, n->rank);
+        assert_int_equal(m->dtype, n->dtype);
+        same_numbers(m->A, n->A, rank * (size_t)m->in * one);
+        same_numbers(m->B, n->B, rank * out * one);
+        same_numbers(m->gain, n->gain, rank * sizeof(float));
+        same_numbers(m->scale, n->scale, out * sizeof(float));
+        same_numbers(m->lora_bias, n->lora_bias, out * sizeof(float));
+    }
+}
+
+/* From the store the same comes as from what was put in, and of what is damaged nothing. */
+static void check_built(struct store *st, const struct base *b, const struct base *other, const char *name,
+                        struct adapter_src *src)
+{
+    char damage[160];
+    struct adapter *direct, *c = NULL;
+    const int64_t id = store_it(st, name, src, b->hash_hex);
+    ok(adapter_norms(b, src, &err));
+    ok(adapter_build(&b->arch, src, id, &direct, &err));
+    for (int i = 0; i < 2; i++) { /* a DoRA's norms are stored the second time */
+        ok(store_version_build(st, id, b, &c, &err));
+        same_built(b, direct, c);
+        adapter_free(c);
+        c = NULL;
+    }
+    assert_int_equal(store_version_build(st, id, other, &c, &err), ERR_INVALID);
+    err_clear(&err);
+    snprintf(damage, sizeof damage, "UPDATE tensor_chunk SET data = zeroblob(length(data))"
+             " WHERE version_id = %d AND seq = 1 AND part = 'A'", (int)id);
+    ok(sql_exec(st, damage, &err));
+    assert_int_equal(store_version_build(st, id, b, &c, &err), ERR_DB);
+    assert_non_null(strstr(err.msg, "is damaged"));
+    err_clear(&err);
+    /* that it fits no base does not hide it */
+    assert_int_equal(store_version_build(st, id, other, &c, &err), ERR_DB);
+    err_clear(&err);
+    assert_null(c);
+    adapter_free(direct);
+    adapter_src_free(src);
+}
+
+static void a_version_is_built_as_it_was_put_in_or_not_at_all(void **state)
+{
+    (void)state;
+    struct support_model m = support_model_default("llama");
+    struct base *b = support_base(&m, "nf4", NULL, PREC_EXACT);
+    m.D = 64, m.hd = 16;
+    struct base *other = support_base(&m, "nf4", NULL, PREC_EXACT);
+    struct store *st;
+    struct adapter *c = NULL;
+    ok(store_open(":memory:", &st, &err));
+    check_built(st, b, other, "lora", source(&b->arch, LORA_BIAS, "BF16"));
+    check_built(st, b, other, "dora", source(&b->arch, DORA, "F32"));
+    check_built(st, b, other, "adalora", support_lora_src(&b->arch, METHOD_ADALORA, 16, 0.1f, 1));
+    /* large enough for a thread that hashes what another still reads */
+    struct adapter_src *large = support_lora_src(&b->arch, METHOD_LORA, 256, 0.1f, 2);
+    assert_true(large->bytes > 2 << 20);
+    check_built(st, b, other, "large", large);
+    assert_int_equal(store_version_build(st, 99, b, &c, &err), ERR_NOT_FOUND);
+    err_clear(&err);
+    store_close(st);
+    base_free(other);
+    base_free(b);
+}
+
 static void weight_norms_are_computed_once_per_version_and_base(void **state)
 {
     (void)state;
@@ -640,7 +728,7 @@ static void weight_norms_are_computed_once_per_version_and_base(void **state)
     ok(store_open(":memory:", &st, &err));
     const int64_t id = store_it(st, "d", a, b->hash_hex);
     assert_int_equal(number(st, "SELECT count(*) FROM weight_norm"), 0);
-    ok(store_version_load_for(st, id, b, &c, &err));
+    ok(load_for(st, id, b, &c, &err));
     check_norms(b, c);
     const float first = c->modules[5].norms[0];
     adapter_src_free(c);
@@ -650,15 +738,15 @@ static void weight_norms_are_computed_once_per_version_and_base(void **state)
     /* What is stored is used: these norms are nobody's. */
     ok(sql_exec(st, "UPDATE weight_norm SET norms = (SELECT norms FROM weight_norm WHERE seq = 4)"
                     " WHERE seq = 5", &err));
-    ok(store_version_load_for(st, id, b, &c, &err));
+    ok(load_for(st, id, b, &c, &err));
     assert_true(c->modules[5].norms[0] == c->modules[4].norms[0] && c->modules[5].norms[0] != first);
     adapter_src_free(c);
     /* A norm of the wrong size is damage; one that is missing is computed again. */
     ok(sql_exec(st, "UPDATE weight_norm SET norms = x'00000000' WHERE seq = 5", &err));
-    assert_int_equal(store_version_load_for(st, id, b, &c, &err), ERR_DB);
+    assert_int_equal(load_for(st, id, b, &c, &err), ERR_DB);
     err_clear(&err);
     ok(sql_exec(st, "DELETE FROM weight_norm WHERE seq = 5", &err));
-    ok(store_version_load_for(st, id, b, &c, &err));
+    ok(load_for(st, id, b, &c, &err));
     assert_true(c->modules[5].norms[0] == first);
     adapter_src_free(c);
     assert_int_equal(number(st, "SELECT count(*) FROM weight_norm"), a->nmodules);
@@ -667,7 +755,7 @@ static void weight_norms_are_computed_once_per_version_and_base(void **state)
     /* Another base, and the same one held in another form, have their own. */
     m.seed++;
     b = support_base(&m, "nf4", NULL, PREC_F32);
-    ok(store_version_load_for(st, id, b, &c, &err));
+    ok(load_for(st, id, b, &c, &err));
     check_norms(b, c);
     adapter_src_free(c);
     assert_int_equal(number(st, "SELECT count(*) FROM weight_norm"), 2 * a->nmodules);
@@ -707,6 +795,7 @@ int main(void)
         cmocka_unit_test(a_tensor_that_is_wrong_or_missing_is_refused_by_name),
         cmocka_unit_test(a_setting_that_has_no_exact_meaning_is_refused_by_name),
         cmocka_unit_test(what_is_stored_and_written_comes_back_the_same),
+        cmocka_unit_test(a_version_is_built_as_it_was_put_in_or_not_at_all),
         cmocka_unit_test(weight_norms_are_computed_once_per_version_and_base),
         cmocka_unit_test(a_norm_of_zero_is_refused),
     };
