@@ -37,8 +37,8 @@ LIBS     = $(SAN) -pthread $(PKG_LIBS) -lm
 SRC     := $(sort $(wildcard engine/*.c store/*.c api/*.c server/*.c))
 OBJ     := $(SRC:%.c=$(B)/%.o) $(B)/web_files.o
 LIB_OBJ := $(filter-out $(B)/server/main.o,$(OBJ))
-TESTS   := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/test_*.c)))
-SCRIPTS := $(sort $(wildcard tests/test_*.sh tests/test_*.py))
+TESTS   := $(filter-out $(SKIP:%=$(B)/tests/test_%),$(patsubst %.c,$(B)/%,$(sort $(wildcard tests/test_*.c))))
+SCRIPTS := $(filter-out $(SKIP:%=tests/test_%),$(sort $(wildcard tests/test_*.sh tests/test_*.py)))
 FUZZERS := $(patsubst %.c,$(B)/%,$(sort $(wildcard tests/fuzz_*.c)))
 SUPPORT := $(patsubst %.c,$(B)/%.o,$(wildcard tests/support*.c))
 
@@ -131,12 +131,15 @@ SOAK_SECONDS ?= 1800
 soak: test-deps all ## a server under mixed load for SOAK_SECONDS=1800: answers, memory, stalls
 	@LORAD=$(B)/lorad SOAK_SECONDS=$(SOAK_SECONDS) python3 tests/soak.py
 
-asan: ## run the C tests under AddressSanitizer and UBSan
+asan: ## run the tests under AddressSanitizer and UBSan
 	$(MAKE) test B=build/asan OPT='-O1 -g -fno-omit-frame-pointer' \
-	    SAN='-fsanitize=address,undefined -fno-sanitize-recover=all' SANITIZED=1
+	    SAN='-fsanitize=address,undefined -fno-sanitize-recover=all'
 
-tsan: ## run the C tests under ThreadSanitizer
-	$(MAKE) test B=build/tsan OPT='-O1 -g' SAN=-fsanitize=thread SANITIZED=1
+# What takes long and has one thread.
+TSAN_SKIP := base gen gguf import import_bnb jinja sampler sentencepiece tokenizer train_args \
+    cli_adapter.sh cli_inspect.sh
+tsan: ## run the tests of what has threads under ThreadSanitizer
+	$(MAKE) test B=build/tsan OPT='-O1 -g' SAN=-fsanitize=thread SKIP='$(TSAN_SKIP)'
 
 # Fuzzing: T=tar for one target, FUZZ_SECONDS for each, FUZZ_SEED=1 for the same inputs each time.  A
 # crash leaves its input in build/fuzz/found.
