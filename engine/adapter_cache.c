@@ -10,7 +10,8 @@
  * used first, and only when that makes enough room: `bytes - idle_bytes` is what cannot go.
  *
  * The queue is strict: a large adapter at its head is not overtaken by small ones, or it would
- * wait for ever.  Everything is under one mutex, which is never held during a load, a free or the
+ * wait for ever.  One that is only expected (no tickets) enters an empty queue when there is room, and
+ * leaves it again when there is none after all, so it never stands in anybody's way.  Everything is under one mutex, which is never held during a load, a free or the
  * ready callback. */
 #include "engine/adapter_cache.h"
 
@@ -29,6 +30,7 @@ struct entry {
     size_t bytes; /* announced; after the load what it really takes */
     enum entry_state state;
     int pins, tickets;
+    bool expected; /* counted as a miss before anybody came for it */
     uint64_t number; /* of this load: what a ticket holds */
     struct adapter *adapter;
     struct err err;
@@ -208,13 +210,28 @@ static struct entry *finish_load(struct adapter_cache *c, struct entry *e, struc
     return e;
 }
 
+/* Nobody waits for it. */
+static void drop_queued(struct adapter_cache *c, struct entry *e)
+{
+    list_remove(&c->queue, e);
+    c->st.loading--;
+    table_remove(c, e);
+    free(e);
+    pthread_cond_signal(&c->work); /* the next one in the queue may fit */
+}
+
 static void *loader_main(void *ud)
 {
     struct adapter_cache *c = ud;
     pthread_mutex_lock(&c->lock);
     while (!c->stopping) {
         struct entry *e = c->queue.first;
-        if (e == NULL || !fits(c, e->bytes)) {
+        const bool now = e != NULL && fits(c, e->bytes);
+        if (e != NULL && !now && e->tickets == 0) {
+            drop_queued(c, e);
+            continue;
+        }
+        if (!now) {
             pthread_cond_wait(&c->work, &c->lock);
             continue;
         }
@@ -307,11 +324,7 @@ static void drop_ticket(struct adapter_cache *c, struct entry *e, uint64_t *tick
         list_remove(&c->failed, e);
         free(e);
     } else if (e->state == QUEUED) {
-        list_remove(&c->queue, e);
-        c->st.loading--;
-        table_remove(c, e);
-        free(e);
-        pthread_cond_signal(&c->work); /* the next one in the queue may fit */
+        drop_queued(c, e);
     }
 }
 
@@ -321,7 +334,8 @@ static enum adapter_state pin(struct adapter_cache *c, struct entry *e, uint64_t
     if (*ticket != 0) {
         drop_ticket(c, e, ticket);
     } else {
-        c->st.hits++;
+        c->st.hits += !e->expected;
+        e->expected = false;
         if (e->pins == 0 && e->tickets == 0) {
             list_remove(&c->idle, e);
             c->idle_bytes -= e->bytes;
@@ -388,7 +402,8 @@ enum adapter_state adapter_cache_acquire(struct adapter_cache *c, const uint8_t 
         state = ADAPTER_FAILED;
     } else {
         if (*ticket == 0) {
-            c->st.misses++;
+            c->st.misses += !e->expected;
+            e->expected = false;
             *ticket = e->number;
             e->tickets++;
         }
@@ -397,6 +412,19 @@ enum adapter_state adapter_cache_acquire(struct adapter_cache *c, const uint8_t 
     }
     pthread_mutex_unlock(&c->lock);
     return state;
+}
+
+void adapter_cache_expect(struct adapter_cache *c, const uint8_t hash[32], int64_t version_id, size_t bytes)
+{
+    pthread_mutex_lock(&c->lock);
+    if (bytes <= c->st.budget && c->queue.first == NULL && fits(c, bytes) && *slot_of(c, hash) == NULL) {
+        struct entry *e = enqueue(c, hash, version_id, bytes);
+        if (e != NULL) {
+            e->expected = true;
+            c->st.misses++;
+        }
+    }
+    pthread_mutex_unlock(&c->lock);
 }
 
 void adapter_cache_abandon(struct adapter_cache *c, const uint8_t hash[32], uint64_t *ticket)

@@ -2,7 +2,7 @@
  * use, read by a loader thread so that nobody waits who did not ask.
  *
  * Keyed by content hash: the same bytes under two names, or of two tenants, are held once.  The
- * engine thread acquires and releases; loads happen on the cache's own thread through the callback,
+ * engine thread acquires and releases, who submits to it may expect; loads happen on the cache's own thread through the callback,
  * which knows where adapters come from (the engine does not).  All calls are thread-safe. */
 #ifndef ENGINE_ADAPTER_CACHE_H
 #define ENGINE_ADAPTER_CACHE_H
@@ -43,6 +43,9 @@ enum adapter_state { ADAPTER_READY, ADAPTER_LOADING, ADAPTER_NO_ROOM, ADAPTER_FA
 enum adapter_state adapter_cache_acquire(struct adapter_cache *c, const uint8_t hash[32],
                                          int64_t version_id, size_t bytes, uint64_t *ticket,
                                          const struct adapter **ret, struct err *err);
+/* Somebody will soon ask for it: the load may begin, if it is not there, no other load waits, and there
+ * is room (unused adapters may have to go for it).  What comes of it is nobody's until it is asked for. */
+void adapter_cache_expect(struct adapter_cache *c, const uint8_t hash[32], int64_t version_id, size_t bytes);
 /* Hand back a ticket without waiting for what it stands for; 0 is fine. */
 void adapter_cache_abandon(struct adapter_cache *c, const uint8_t hash[32], uint64_t *ticket);
 void adapter_cache_release(struct adapter_cache *c, const struct adapter *a);

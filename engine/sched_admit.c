@@ -19,7 +19,6 @@
 
 #define PATIENCE 1.0  /* seconds */
 #define GIVE_UP 30.0  /* seconds without room although nothing runs */
-enum { LOOKAHEAD = 16 }; /* generations without a seat whose adapters are fetched already */
 
 /* --- adapters ------------------------------------------------------------------------------ */
 void sched_drop_adapters(struct sched *s, struct gen *g)
@@ -132,7 +131,7 @@ void sched_admit(struct sched *s)
 {
     bool no_seat = false, reserved = false;
     int ahead = 0;
-    for (struct gen *g = s->waiting.first, *next; g != NULL && ahead < LOOKAHEAD; g = next) {
+    for (struct gen *g = s->waiting.first, *next; g != NULL && ahead < SCHED_LOOKAHEAD; g = next) {
         next = g->next;
         if (reserved && g->nadapters > 0) {
             sched_drop_adapters(s, g);

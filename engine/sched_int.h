@@ -86,6 +86,9 @@ struct gen {
     void *wake_ud;
 };
 
+/* Generations without a seat whose adapters are fetched already. */
+enum { SCHED_LOOKAHEAD = 16 };
+
 /* A row of logits and what is to be done with it. */
 struct job {
     struct gen *gen;

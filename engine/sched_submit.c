@@ -87,6 +87,16 @@ static int enqueue(struct sched *s, struct gen *g, struct err *err)
     return ERR_OK;
 }
 
+/* The engine thread looks at new requests between two steps only; a cold adapter is read meanwhile. */
+static void expect_adapters(struct sched *s, const struct gen_request *r)
+{
+    for (int i = 0; i < r->nadapters; i++) {
+        const struct gen_adapter *a = &r->adapters[i];
+        if (a->resident == NULL)
+            adapter_cache_expect(s->adapters, a->hash, a->version_id, a->bytes);
+    }
+}
+
 int sched_submit(struct sched *s, const struct gen_request *r, struct gen **ret, struct err *err)
 {
     struct gen *g = NULL;
@@ -96,9 +106,12 @@ int sched_submit(struct sched *s, const struct gen_request *r, struct gen **ret,
     if (rc == ERR_OK) {
         pthread_mutex_lock(&s->lock);
         rc = enqueue(s, g, err);
+        const int queued = s->queued;
         pthread_mutex_unlock(&s->lock);
         if (rc != ERR_OK)
             gen_unref(g);
+        else if (queued <= SCHED_LOOKAHEAD)
+            expect_adapters(s, r);
     }
     if (rc != ERR_OK) {
         atomic_fetch_add(&s->rejected, 1);

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 static const struct arch shape = { .family = "llama", .L = 2, .D = 64, .H = 2, .G = 2, .hd = 32,
@@ -125,6 +126,92 @@ static void a_miss_loads_once_and_a_hit_loads_nothing(void **state)
     adapter_cache_stats(c, &st);
     assert_int_equal(st.pinned, 0);
     assert_int_equal(st.resident, 1);
+    adapter_cache_destroy(c);
+}
+
+static void expect(struct adapter_cache *c, int i) { adapter_cache_expect(c, hash[i], i, size_of[i]); }
+
+static void what_is_expected_is_read_before_anybody_asks_and_stands_in_nobodys_way(void **state)
+{
+    (void)state;
+    struct source s;
+    struct adapter_cache_stats st;
+    struct adapter_cache *c = make(&s, 2 * size_of[0], true);
+    expect(c, 1);
+    expect(c, 1);
+    sem_post(&s.go);
+    wait_ready(&s);
+    const struct adapter *a = get(c, &s, 1);
+    adapter_cache_stats(c, &st);
+    assert_int_equal(st.loads, 1);
+    assert_int_equal(st.misses, 1);
+    assert_int_equal(st.hits, 0);
+
+    /* asked for while it is being read; another is expected meanwhile, and a third is not: one waits */
+    uint64_t ticket = 0, none = 0;
+    const struct adapter *b;
+    expect(c, 2);
+    assert_int_equal(ask(c, 2, &ticket, &b), ADAPTER_LOADING);
+    while (s.loads < 2)
+        usleep(1000);
+    assert_int_equal(ask(c, 3, &none, &b), ADAPTER_NO_ROOM);
+    expect(c, 4);
+    sem_post(&s.go);
+    wait_ready(&s);
+    assert_int_equal(ask(c, 2, &ticket, &b), ADAPTER_READY);
+    /* 1 and 2 are in use: no room for 3, nor for what is expected */
+    adapter_cache_abandon(c, hash[3], &none);
+    expect(c, 4);
+    adapter_cache_stats(c, &st);
+    assert_int_equal(st.loading, 0);
+    assert_int_equal(st.misses, 3);
+    assert_int_equal(s.loads, 2);
+
+    /* a failure is nobody's; who asks then is told */
+    adapter_cache_release(c, b);
+    s.fail = 4;
+    expect(c, 4);
+    sem_post(&s.go);
+    wait_ready(&s);
+    adapter_cache_stats(c, &st);
+    assert_int_equal(st.failures, 1);
+    assert_int_equal(st.loading, 0);
+    assert_int_equal(ask(c, 4, &none, &b), ADAPTER_LOADING);
+    sem_post(&s.go);
+    wait_ready(&s);
+    assert_int_equal(ask(c, 4, &none, &b), ADAPTER_FAILED);
+    adapter_cache_release(c, a);
+    adapter_cache_destroy(c);
+}
+
+static void what_is_expected_and_does_not_fit_is_given_up(void **state)
+{
+    (void)state;
+    struct source s;
+    struct adapter_cache_stats st;
+    struct adapter_cache *c = make(&s, 2 * size_of[0], false);
+    uint64_t ticket = 0;
+    const struct adapter *a, *b = get(c, &s, 0);
+    adapter_cache_release(c, b);
+    s.gated = true;
+    assert_int_equal(ask(c, 1, &ticket, &a), ADAPTER_LOADING);
+    while (s.loads < 2)
+        usleep(1000);
+    expect(c, 2); /* in the place of 0, which nobody uses */
+    adapter_cache_stats(c, &st);
+    assert_int_equal(st.loading, 2);
+    b = get(c, &s, 0); /* but now somebody does */
+    sem_post(&s.go);
+    wait_ready(&s);
+    do {
+        usleep(1000);
+        adapter_cache_stats(c, &st);
+    } while (st.loading > 0);
+    assert_int_equal(s.loads, 2);
+    assert_int_equal(st.resident, 2);
+    assert_int_equal(ask(c, 1, &ticket, &a), ADAPTER_READY);
+    adapter_cache_release(c, a);
+    adapter_cache_release(c, b);
     adapter_cache_destroy(c);
 }
 
@@ -389,6 +476,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_miss_loads_once_and_a_hit_loads_nothing),
+        cmocka_unit_test(what_is_expected_is_read_before_anybody_asks_and_stands_in_nobodys_way),
+        cmocka_unit_test(what_is_expected_and_does_not_fit_is_given_up),
         cmocka_unit_test(the_least_recently_used_leaves_and_the_pinned_stays),
         cmocka_unit_test(a_load_waits_while_everything_is_pinned),
         cmocka_unit_test(what_was_loaded_for_a_ticket_waits_for_its_holder),

@@ -342,6 +342,62 @@ static void a_cold_adapter_is_waited_for_by_nobody_else(void **state)
     rig_close(&r);
 }
 
+/* Holds the engine thread at a token until it is let go. */
+struct hold {
+    sem_t held, go;
+    bool once;
+};
+
+static void on_hold(void *ud)
+{
+    struct hold *h = ud;
+    if (h->once)
+        return;
+    h->once = true;
+    sem_post(&h->held);
+    while (sem_wait(&h->go) != 0)
+        ;
+}
+
+static void a_cold_adapter_is_read_while_a_step_is_under_way(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct hold h = { .once = false };
+    int32_t t[20];
+    struct adapter_cache_stats st;
+    open_rig(&r, (struct sched_opts){ .max_queue = 0 });
+    sem_init(&h.held, 0, 0);
+    sem_init(&h.go, 0, 0);
+    count_up(t, 20);
+    struct gen_request q = rig_request(t, 20, 8), cold = q;
+    q.wake = on_hold;
+    q.wake_ud = &h;
+    cold.nadapters = 1;
+    cold.adapters[0] = rig_adapter(base, 4, 1);
+    struct gen *first = rig_submit(&r, &q);
+    while (sem_wait(&h.held) != 0)
+        ;
+    struct gen *other = rig_submit(&r, &cold);
+    do { /* for ever, if the engine thread were needed */
+        usleep(1000);
+        adapter_cache_stats(r.cache, &st);
+    } while (st.loads == 0);
+    assert_int_equal(st.misses, 1);
+    assert_int_equal(st.pinned, 0);
+    sem_post(&h.go);
+    struct result got[2] = { rig_finish(first), rig_finish(other) };
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(got[i].n, 8);
+        result_free(&got[i]);
+    }
+    adapter_cache_stats(r.cache, &st);
+    assert_int_equal(st.loads, 1);
+    assert_int_equal(st.misses, 1);
+    assert_int_equal(st.hits, 0);
+    rig_close(&r);
+}
+
 static void a_failed_load_ends_its_requests_with_its_reason(void **state)
 {
     (void)state;
@@ -861,6 +917,7 @@ int main(void)
         cmocka_unit_test(other_tenants_adapters_or_weights_share_nothing),
         cmocka_unit_test(the_order_of_combined_adapters_does_not_matter),
         cmocka_unit_test(a_cold_adapter_is_waited_for_by_nobody_else),
+        cmocka_unit_test(a_cold_adapter_is_read_while_a_step_is_under_way),
         cmocka_unit_test(a_failed_load_ends_its_requests_with_its_reason),
         cmocka_unit_test(requests_that_compete_for_adapters_all_finish),
         cmocka_unit_test(a_full_queue_is_busy),
