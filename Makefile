@@ -17,10 +17,10 @@ B       ?= build
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 PKGS    := sqlite3 libmicrohttpd jansson openblas libpcre2-8 libutf8proc libsodium nettle \
-           libarchive libcurl
+           libarchive libcurl libxxhash
 DEBS    := gcc make pkg-config libsqlite3-dev libmicrohttpd-dev libjansson-dev libpcre2-dev \
            libopenblas-dev libutf8proc-dev libsodium-dev nettle-dev libarchive-dev \
-           libcurl4-openssl-dev
+           libcurl4-openssl-dev libxxhash-dev
 TEST_DEBS := libcmocka-dev curl sqlite3 python3 python3-jinja2
 LINT_DEBS := clang clang-tidy cppcheck
 FUZZ_DEBS := clang libclang-rt-dev libcmocka-dev

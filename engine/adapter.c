@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 static const char *const method_names[] = { "lora", "rslora", "adalora", "dora" };
 
@@ -102,15 +103,23 @@ void adapter_src_free(struct adapter_src *a)
 
 /* --- content hash ---------------------------------------------------------------------------- */
 
-static void hash_number(struct sha256 *h, uint64_t v, size_t bytes)
+/* Where the bytes of an adapter go, in their order. */
+struct sink {
+    void (*add)(void *to, const void *data, size_t len);
+    void *to;
+};
+
+static void put_bytes(const struct sink *s, const void *data, size_t len) { s->add(s->to, data, len); }
+
+static void put_number(const struct sink *s, uint64_t v, size_t bytes)
 {
     uint8_t le[8];
     for (size_t i = 0; i < bytes; i++)
         le[i] = (uint8_t)(v >> 8 * i);
-    sha256_add(h, le, bytes);
+    put_bytes(s, le, bytes);
 }
 
-static void hash_name(struct sha256 *h, const char *s) { sha256_add(h, s, strlen(s) + 1); }
+static void put_name(const struct sink *s, const char *name) { put_bytes(s, name, strlen(name) + 1); }
 
 static bool all_there(void *ud, size_t i)
 {
@@ -118,6 +127,49 @@ static bool all_there(void *ud, size_t i)
     (void)i;
     return true;
 }
+
+/* false: wait() gave up. */
+static bool put_all(const struct adapter_src *a, const struct sink *s, bool (*wait)(void *ud, size_t i),
+                    void *ud)
+{
+    put_name(s, adapter_method_name(a->method));
+    for (size_t i = 0; i < a->nmodules; i++) {
+        const struct adapter_src_module *m = &a->modules[i];
+        size_t k = (size_t)m->rank, one = dtype_size(m->dtype);
+        uint64_t scaling;
+        memcpy(&scaling, &m->scaling, sizeof scaling);
+        put_name(s, m->path);
+        put_number(s, (uint32_t)m->in, 4);
+        put_number(s, (uint32_t)m->out, 4);
+        put_number(s, (uint32_t)m->rank, 4);
+        put_number(s, (uint32_t)m->init_rank, 4);
+        put_number(s, scaling, 8);
+        put_name(s, dtype_name(m->dtype));
+        if (k == 0)
+            continue;
+        if (!wait(ud, i))
+            return false;
+        put_bytes(s, m->A, k * (size_t)m->in * one);
+        put_bytes(s, m->B, k * (size_t)m->out * one);
+        if (m->E != NULL)
+            put_bytes(s, m->E, k * one);
+    }
+    if (!wait(ud, a->nmodules))
+        return false;
+    for (size_t i = 0; i < a->nextras; i++) {
+        const struct adapter_src_extra *x = &a->extras[i];
+        put_name(s, "extra");
+        put_name(s, adapter_extra_name(x->kind));
+        put_name(s, x->name);
+        put_number(s, (uint32_t)x->rows, 4);
+        put_number(s, (uint32_t)x->cols, 4);
+        put_name(s, dtype_name(x->dtype));
+        put_bytes(s, x->data, adapter_extra_count(x) * dtype_size(x->dtype));
+    }
+    return true;
+}
+
+static void to_sha256(void *to, const void *data, size_t len) { sha256_add(to, data, len); }
 
 void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32])
 {
@@ -129,41 +181,24 @@ void adapter_src_hash_following(const struct adapter_src *a, bool (*wait)(void *
 {
     struct sha256 h;
     sha256_init(&h);
-    hash_name(&h, adapter_method_name(a->method));
-    for (size_t i = 0; i < a->nmodules; i++) {
-        const struct adapter_src_module *m = &a->modules[i];
-        size_t k = (size_t)m->rank, one = dtype_size(m->dtype);
-        uint64_t scaling;
-        memcpy(&scaling, &m->scaling, sizeof scaling);
-        hash_name(&h, m->path);
-        hash_number(&h, (uint32_t)m->in, 4);
-        hash_number(&h, (uint32_t)m->out, 4);
-        hash_number(&h, (uint32_t)m->rank, 4);
-        hash_number(&h, (uint32_t)m->init_rank, 4);
-        hash_number(&h, scaling, 8);
-        hash_name(&h, dtype_name(m->dtype));
-        if (k == 0)
-            continue;
-        if (!wait(ud, i))
-            return;
-        sha256_add(&h, m->A, k * (size_t)m->in * one);
-        sha256_add(&h, m->B, k * (size_t)m->out * one);
-        if (m->E != NULL)
-            sha256_add(&h, m->E, k * one);
-    }
-    if (!wait(ud, a->nmodules))
-        return;
-    for (size_t i = 0; i < a->nextras; i++) {
-        const struct adapter_src_extra *x = &a->extras[i];
-        hash_name(&h, "extra");
-        hash_name(&h, adapter_extra_name(x->kind));
-        hash_name(&h, x->name);
-        hash_number(&h, (uint32_t)x->rows, 4);
-        hash_number(&h, (uint32_t)x->cols, 4);
-        hash_name(&h, dtype_name(x->dtype));
-        sha256_add(&h, x->data, adapter_extra_count(x) * dtype_size(x->dtype));
-    }
-    sha256_end(&h, ret);
+    if (put_all(a, &(struct sink){ to_sha256, &h }, wait, ud))
+        sha256_end(&h, ret);
+}
+
+static void to_xxh3(void *to, const void *data, size_t len) { XXH3_128bits_update(to, data, len); }
+
+bool adapter_src_sum(const struct adapter_src *a, uint8_t ret[16])
+{
+    XXH3_state_t *h = XXH3_createState();
+    if (h == NULL)
+        return false;
+    XXH3_128bits_reset(h);
+    put_all(a, &(struct sink){ to_xxh3, h }, all_there, NULL);
+    XXH128_canonical_t sum;
+    XXH128_canonicalFromHash(&sum, XXH3_128bits_digest(h));
+    memcpy(ret, sum.digest, 16);
+    XXH3_freeState(h);
+    return true;
 }
 
 /* --- writing back ------------------------------------------------------------------------------
@@ -315,13 +350,14 @@ void lora_set_seed(const struct lora_set *s, int64_t tenant, const uint8_t base_
                    uint8_t ret[32])
 {
     struct sha256 h;
+    const struct sink to = { to_sha256, &h };
     sha256_init(&h);
-    hash_number(&h, (uint64_t)tenant, 8);
-    sha256_add(&h, base_hash, 32);
-    hash_number(&h, (uint32_t)s->n, 4);
+    put_number(&to, (uint64_t)tenant, 8);
+    put_bytes(&to, base_hash, 32);
+    put_number(&to, (uint32_t)s->n, 4);
     for (int i = 0; i < s->n; i++) {
-        sha256_add(&h, s->item[i].adapter->hash, 32);
-        hash_number(&h, f32_bits(s->item[i].weight), 4);
+        put_bytes(&to, s->item[i].adapter->hash, 32);
+        put_number(&to, f32_bits(s->item[i].weight), 4);
     }
     sha256_end(&h, ret);
 }

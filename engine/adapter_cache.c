@@ -278,6 +278,7 @@ int adapter_cache_create(size_t budget, adapter_load_fn load, void *load_ud,
         free(c);
         return err_set(err, ERR_NOMEM, "the adapter loader's thread could not be started");
     }
+    pthread_setname_np(c->loader, "lorad-loader");
     *ret = c;
     return ERR_OK;
 }

@@ -2,7 +2,8 @@
  * against the same adapter in memory; and what its coming does to sequences that run meanwhile.
  *
  * The adapters have rank 16 on every linear layer and are asked for in turn through a cache that holds
- * fewer, so that each comes back when it has gone.  Each is asked for twice: cold, then warm. */
+ * fewer, so that each comes back when it has gone.  Each is asked for twice: cold, then warm.  The round
+ * to warm up gives the first reading of some by this server (`unseen`), which hashes them. */
 #include "server/bench_parts.h"
 
 #include "server/bench_stage.h"
@@ -27,11 +28,13 @@ struct span_of_time {
 
 struct cold {
     int port, tokens;        /* of the running sequences */
-    double pause;            /* between what is asked for beside them: some of their steps */
+    double pause;            /* before what is asked for beside them: some of their steps */
+    unsigned turn;           /* of the pauses' random numbers */
     int next;                /* adapter to ask for, above those of the running sequences */
     uint64_t seed, streams_seed; /* of what is asked for; of the running sequences */
     double warm, added;      /* of the round: means over its pairs */
     struct stage_samples first, again; /* cold and warm requests while others run */
+    struct stage_samples unseen; /* added by adapters that this server reads for the first time; nothing runs */
     /* the running sequences of a round, and what was asked for beside them */
     struct stage_client running[RUNNING];
     struct stage_name names[RUNNING];
@@ -56,11 +59,21 @@ static int ask(struct cold *k, int adapter, struct span_of_time *ret, struct err
     return ERR_OK;
 }
 
+/* Half of `pause` to three halves, so that what comes next comes anywhere in a step. */
+static void wait_anywhere(struct cold *k, double pause)
+{
+    k->turn = k->turn * 1664525u + 1013904223u;
+    const double seconds = pause * (0.5 + (double)(k->turn >> 8) / (1 << 24));
+    nanosleep(&(struct timespec){ .tv_nsec = (long)(seconds * 1e9) }, NULL);
+}
+
 /* The next adapter cold, then warm. */
-static int ask_pair(struct cold *k, struct span_of_time ret[2], struct err *err)
+static int ask_pair(struct cold *k, double pause, struct span_of_time ret[2], struct err *err)
 {
     const int adapter = RUNNING + k->next++ % (ADAPTERS - RUNNING);
+    wait_anywhere(k, pause);
     int rc = ask(k, adapter, &ret[0], err);
+    wait_anywhere(k, pause);
     if (rc == ERR_OK)
         rc = ask(k, adapter, &ret[1], err);
     ret[0].cold = true;
@@ -75,7 +88,9 @@ static int measure_idle(void *arg, double *ret, struct err *err)
     double cold = 0, warm = 0;
     for (int i = 0; i < PAIRS; i++) {
         struct span_of_time s[2];
-        const int rc = ask_pair(k, s, err);
+        int rc = ask_pair(k, 0, s, err);
+        if (rc == ERR_OK && k->next <= ADAPTERS - RUNNING)
+            rc = stage_sample(&k->unseen, (s[0].to - s[0].from) - (s[1].to - s[1].from), err);
         if (rc != ERR_OK)
             return rc;
         cold += s[0].to - s[0].from;
@@ -117,8 +132,7 @@ static int ask_beside(struct cold *k, struct err *err)
     int rc = ERR_OK;
     for (int i = 0; !atomic_load(&k->ended) && rc == ERR_OK; i++) {
         struct span_of_time s[2];
-        nanosleep(&(struct timespec){ .tv_nsec = (long)(k->pause * 1e9) }, NULL);
-        rc = ask_pair(k, s, err);
+        rc = ask_pair(k, k->pause, s, err);
         for (int j = 0; j < 2 && rc == ERR_OK && k->nspans < 2 * PAIRS_MAX; j++)
             k->spans[k->nspans++] = s[j];
     }
@@ -283,6 +297,9 @@ static int measure(struct bench *b, const struct stage_server *v, const struct s
     if (rc == ERR_OK)
         rc = bench_row(b, &s[2], NULL, 1, err, "cold.%s.latency", shape);
     if (rc == ERR_OK)
+        rc = bench_number(b, 1e3 * stage_percentile(&k.unseen, 50), "ms", &s[0], err, "cold.%s.unseen.latency",
+                          shape);
+    if (rc == ERR_OK)
         rc = bench_row(b, &s[3], &s[4], 1, err, "cold.%s.stall", shape);
     if (rc == ERR_OK)
         rc = bench_row(b, &s[5], &s[4], 1, err, "cold.%s.stall.warm", shape);
@@ -297,6 +314,7 @@ static int measure(struct bench *b, const struct stage_server *v, const struct s
                           shape);
     stage_samples_free(&k.first);
     stage_samples_free(&k.again);
+    stage_samples_free(&k.unseen);
     return rc;
 }
 

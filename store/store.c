@@ -153,6 +153,8 @@ void store_close(struct store *st)
         return;
     sqlite3_close(st->db);
     sodium_memzero(st->pepper, sizeof st->pepper);
+    free(st->verified);
+    free(st->room.p);
     free(st->path);
     free(st);
 }

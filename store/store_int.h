@@ -9,12 +9,20 @@
 #include <pthread.h>
 #include <sqlite3.h>
 
+/* Memory that is used again. */
+struct room {
+    void *p;
+    size_t bytes;
+};
+
 struct store {
     sqlite3 *db;
     char *path;       /* as given: messages, and DB.pepper */
     int64_t actor;    /* key id for the audit table; 0: none */
     bool has_pepper;  /* pepper[] is read (keys.c) */
     uint8_t pepper[32];
+    struct verified *verified; /* [VERIFIED_SLOTS], see verify.c; NULL: nothing was built yet */
+    struct room room; /* for the tensors that store_version_build() reads, kept for the next ones */
 };
 
 /* --- statements (sql.c) ---------------------------------------------------------------------
@@ -178,10 +186,10 @@ int version_get(struct store *st, int64_t id, struct store_version *ret, struct 
 int tensors_put(struct store *st, int64_t tenant, int64_t version_id,
                 const struct adapter_src *src, struct err *err);
 struct verify;
-/* a->modules and a->extras of the version; with `v` also the tensors, into a->own, and their hash is
- * begun: verify_end() then, also after a failure. */
-int tensors_get(struct store *st, int64_t version_id, struct verify *v, struct adapter_src *a,
-                struct err *err);
+/* a->modules and a->extras of the version; with `v` also the tensors, into a->own or, with `room`, there
+ * (the room's owner frees it, after `a`), and their hash is begun: verify_end() then, also after a failure. */
+int tensors_get(struct store *st, int64_t version_id, struct verify *v, struct room *room,
+                struct adapter_src *a, struct err *err);
 /* A tensor's data in chunk rows: `part` is NULL for extra tensors.  Failures stick in q. */
 void tensors_put_chunks(struct sql *q, int64_t tenant, int64_t version_id, size_t seq,
                         const char *part, const void *data, size_t bytes);
@@ -206,6 +214,8 @@ int extras_add_norms(struct store *st, int64_t version_id, const struct base *ba
 
 /* --- is what was read what was put in? (verify.c) --------------------------------------------- */
 struct verify {
+    struct verified *slot;         /* for what was verified before, and now; NULL: always hash */
+    int64_t version_id;            /* with a slot */
     const struct adapter_src *src; /* NULL: not begun */
     bool started;
     pthread_t thread;
@@ -215,6 +225,8 @@ struct verify {
     bool given_up;
     uint8_t hash[32];
 };
+/* The slot for a version's sum, or NULL if memory is out. */
+struct verified *verify_slot(struct store *st, int64_t version_id);
 /* The tensors of src have their places, but not yet their bytes. */
 void verify_begin(struct verify *v, const struct adapter_src *src);
 /* Those of the first `ready` modules are there. */

@@ -300,8 +300,30 @@ static size_t extra_bytes(const struct adapter_src_extra *x)
     return (adapter_extra_count(x) * dtype_size(x->dtype) + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-/* One allocation for every tensor; pointers into it are set, the bytes are not there yet. */
-static int place_tensors(struct adapter_src *a, struct err *err)
+/* On huge pages where it is large; NULL when memory is out. */
+static void *memory(size_t bytes)
+{
+    void *p;
+    if (posix_memalign(&p, bytes < HUGE_PAGE ? ALIGN : HUGE_PAGE, bytes) != 0)
+        return NULL;
+    if (bytes >= HUGE_PAGE)
+        madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+/* In the room, which grows if it has to. */
+static void *memory_in(struct room *room, size_t bytes)
+{
+    if (room->bytes < bytes) {
+        free(room->p);
+        room->p = memory(bytes);
+        room->bytes = room->p != NULL ? bytes : 0;
+    }
+    return room->p;
+}
+
+/* One piece of memory for every tensor; pointers into it are set, the bytes are not there yet. */
+static int place_tensors(struct adapter_src *a, struct room *room, struct err *err)
 {
     size_t total = 0;
     for (size_t i = 0; i < a->nmodules; i++)
@@ -310,13 +332,11 @@ static int place_tensors(struct adapter_src *a, struct err *err)
     for (size_t i = 0; i < a->nextras; i++)
         total += extra_bytes(&a->extras[i]);
     total += ALIGN;
-    void *own;
-    if (posix_memalign(&own, total < HUGE_PAGE ? ALIGN : HUGE_PAGE, total) != 0)
+    uint8_t *p = room != NULL ? memory_in(room, total) : memory(total);
+    if (p == NULL)
         return err_nomem(err);
-    if (total >= HUGE_PAGE)
-        madvise(own, total, MADV_HUGEPAGE);
-    a->own = own;
-    uint8_t *p = own;
+    if (room == NULL)
+        a->own = p;
     for (size_t i = 0; i < a->nmodules; i++) {
         struct adapter_src_module *m = &a->modules[i];
         for (int part = 0; part < 3; part++) {
@@ -375,15 +395,15 @@ static int get_chunks(struct store *st, int64_t version_id, struct adapter_src *
     return rc;
 }
 
-int tensors_get(struct store *st, int64_t version_id, struct verify *v, struct adapter_src *a,
-                struct err *err)
+int tensors_get(struct store *st, int64_t version_id, struct verify *v, struct room *room,
+                struct adapter_src *a, struct err *err)
 {
     int rc = get_modules(st, version_id, a, err);
     if (rc == ERR_OK)
         rc = extras_get(st, version_id, a, err);
     if (rc != ERR_OK || v == NULL)
         return rc;
-    rc = place_tensors(a, err);
+    rc = place_tensors(a, room, err);
     if (rc != ERR_OK)
         return rc;
     verify_begin(v, a);

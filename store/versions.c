@@ -353,7 +353,7 @@ static int load_facts(struct store *st, int64_t version_id, struct adapter_src *
 }
 
 /* Reads what is there.  *ret is set unless memory is out, also after a failure. */
-static int read_version(struct store *st, int64_t version_id, struct verify *v,
+static int read_version(struct store *st, int64_t version_id, struct verify *v, struct room *room,
                         struct adapter_src **ret, struct err *err)
 {
     struct adapter_src *a = *ret = calloc(1, sizeof *a);
@@ -363,7 +363,7 @@ static int read_version(struct store *st, int64_t version_id, struct verify *v,
     if (rc == ERR_OK) {
         rc = load_facts(st, version_id, a, err);
         if (rc == ERR_OK)
-            rc = tensors_get(st, version_id, v, a, err);
+            rc = tensors_get(st, version_id, v, room, a, err);
         rc = store_end(st, rc, err);
     }
     return rc;
@@ -385,7 +385,7 @@ int store_version_load(struct store *st, int64_t version_id, struct adapter_src 
 {
     struct verify v = { .src = NULL };
     struct adapter_src *a;
-    int rc = read_version(st, version_id, &v, &a, err);
+    int rc = read_version(st, version_id, &v, NULL, &a, err);
     rc = check_hash(st, version_id, &v, rc, err);
     if (rc != ERR_OK) {
         adapter_src_free(a);
@@ -395,14 +395,16 @@ int store_version_load(struct store *st, int64_t version_id, struct adapter_src 
     return ERR_OK;
 }
 
+enum { ROOM_MOST = 64 << 20 }; /* bytes that are kept: the kernel clears all that it gives anew */
+
 int store_version_build(struct store *st, int64_t version_id, const struct base *base,
                         struct adapter **ret, struct err *err)
 {
-    struct verify v = { .src = NULL };
+    struct verify v = { .slot = verify_slot(st, version_id), .version_id = version_id };
     struct err wrong = { 0 };
     struct adapter_src *a;
     struct adapter *built = NULL;
-    int rc = read_version(st, version_id, &v, &a, err);
+    int rc = read_version(st, version_id, &v, &st->room, &a, err);
     const bool norms = rc == ERR_OK && a->method == METHOD_DORA; /* what is stored comes from what was checked */
     int made = ERR_OK;
     if (rc == ERR_OK && !norms)
@@ -418,6 +420,10 @@ int store_version_build(struct store *st, int64_t version_id, const struct base 
             *err = wrong;
     }
     adapter_src_free(a);
+    if (st->room.bytes > ROOM_MOST) {
+        free(st->room.p);
+        st->room = (struct room){ .p = NULL };
+    }
     if (rc != ERR_OK) {
         adapter_free(built);
         return rc;
@@ -430,7 +436,7 @@ int store_version_modules(struct store *st, int64_t version_id, struct adapter_s
                           struct err *err)
 {
     struct adapter_src *a;
-    const int rc = read_version(st, version_id, NULL, &a, err);
+    const int rc = read_version(st, version_id, NULL, NULL, &a, err);
     if (rc != ERR_OK) {
         adapter_src_free(a);
         return rc;
