@@ -121,6 +121,7 @@ ifndef SYSROOT
 $(TESTS:%=%.o) $(SUPPORT): | test-deps
 endif
 
+# TEST_JOBS=2: two at a time.
 test: test-deps all $(if $(T),$(filter %/test_$(T),$(TESTS)),$(TESTS)) ## build and run every test (T=nf4 for one)
 	@LORAD=$(B)/lorad sh tools/test.sh $(B) $(if $(T),$(wildcard $(B)/tests/test_$(T) tests/test_$(T).sh tests/test_$(T).py),$(TESTS) $(SCRIPTS))
 

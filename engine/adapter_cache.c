@@ -11,8 +11,8 @@
  *
  * The queue is strict: a large adapter at its head is not overtaken by small ones, or it would
  * wait for ever.  One that is only expected (no tickets) enters an empty queue when there is room, and
- * leaves it again when there is none after all, so it never stands in anybody's way.  Everything is under one mutex, which is never held during a load, a free or the
- * ready callback. */
+ * leaves it again when there is none after all, so it never stands in anybody's way.  Everything is
+ * under one mutex, which is never held during a load, a free or the ready callback. */
 #include "engine/adapter_cache.h"
 
 #include "engine/util.h"

@@ -2,8 +2,8 @@
  * use, read by a loader thread so that nobody waits who did not ask.
  *
  * Keyed by content hash: the same bytes under two names, or of two tenants, are held once.  The
- * engine thread acquires and releases, who submits to it may expect; loads happen on the cache's own thread through the callback,
- * which knows where adapters come from (the engine does not).  All calls are thread-safe. */
+ * engine thread acquires and releases, who submits to it may expect; loads happen on the cache's own
+ * thread through the callback, which knows where adapters come from (the engine does not).  All calls are thread-safe. */
 #ifndef ENGINE_ADAPTER_CACHE_H
 #define ENGINE_ADAPTER_CACHE_H
 

@@ -78,11 +78,21 @@ static void tell(struct verify *v, size_t ready, bool given_up)
 
 void verify_ready(struct verify *v, size_t ready) { tell(v, ready, false); }
 
+/* Of the tensors, and of the hash that they should have. */
+static bool sum_of(const struct adapter_src *src, uint8_t ret[16])
+{
+    if (!adapter_src_sum(src, ret))
+        return false;
+    for (int i = 0; i < 16; i++)
+        ret[i] ^= src->hash[i];
+    return true;
+}
+
 /* All tensors are there. */
 static bool is_right(struct verify *v)
 {
     uint8_t sum[16] = { 0 };
-    const bool has_sum = v->slot != NULL && adapter_src_sum(v->src, sum); /* while the thread still hashes */
+    const bool has_sum = v->slot != NULL && sum_of(v->src, sum); /* while the thread still hashes */
     if (has_sum && is_known(v) && memcmp(sum, v->slot->sum, sizeof sum) == 0)
         return true;
     if (v->started)
