@@ -37,7 +37,7 @@ ask() {
 
 serve() { # options...: starts on any free port; sets pid and url
     rm -f log # the new one appears when the child runs, and an old one would show an old port
-    "$lorad" serve --base demo.base --db a.db --port 0 --memory 512M --threads 1 --access-log "$@" 2>log &
+    "$lorad" serve --base demo.base --db a.db --port 0 --memory 512M --threads 1 --drain-seconds 600 --access-log "$@" 2>log &
     pid=$!
     i=0
     while ! grep -qs listening log; do
