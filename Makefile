@@ -136,9 +136,9 @@ asan: ## run the tests under AddressSanitizer and UBSan
 	$(MAKE) test B=build/asan OPT='-O1 -g -fno-omit-frame-pointer' \
 	    SAN='-fsanitize=address,undefined -fno-sanitize-recover=all'
 
-# What takes long and has one thread.
+# What takes long and has one thread, or none that other tests do not have.
 TSAN_SKIP := base gen gguf import import_bnb jinja sampler sentencepiece tokenizer train_args \
-    cli_adapter.sh cli_inspect.sh
+    cli_adapter.sh cli_inspect.sh bench_quick.py train_cli.py
 tsan: ## run the tests of what has threads under ThreadSanitizer
 	$(MAKE) test B=build/tsan OPT='-O1 -g' SAN=-fsanitize=thread SKIP='$(TSAN_SKIP)'
 
