@@ -76,7 +76,7 @@ for sig in (signal.SIGINT, signal.SIGKILL):
                 time.sleep(0.02)
             check(p.poll() is None, f"a server runs when {sig.name} comes")
             p.send_signal(sig)
-            p.wait(timeout=60)
+            p.wait(timeout=600)
         finally:
             stop(p)
         check(gone(tmp), f"nothing is left behind by {sig.name}: {left(tmp)}")

@@ -78,7 +78,7 @@ def complete(server, model):
 
 def stream(server, job, into):
     """Events as they happen, with curl, until the stream ends."""
-    p = subprocess.run(["curl", "-sN", "--max-time", "120", f"http://127.0.0.1:{server.port}/v1/fine_tuning/jobs/{job}/events?stream=true"],
+    p = subprocess.run(["curl", "-sN", "--max-time", "1200", f"http://127.0.0.1:{server.port}/v1/fine_tuning/jobs/{job}/events?stream=true"],
                        capture_output=True, text=True)
     into += [line[6:] for line in p.stdout.splitlines() if line.startswith("data: ")]
 
