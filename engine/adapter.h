@@ -162,7 +162,7 @@ void adapter_src_hash(const struct adapter_src *a, uint8_t ret[32]);
 void adapter_src_hash_following(const struct adapter_src *a, bool (*wait)(void *ud, size_t i), void *ud,
                                 uint8_t ret[32]);
 
-/* XXH3 of 128 bits over the same bytes: ten times as fast, and no protection against those who look for
+/* XXH3 of 128 bits over the same bytes: eight times as fast, and no protection against those who look for
  * two contents with one sum.  false: memory is out. */
 bool adapter_src_sum(const struct adapter_src *a, uint8_t ret[16]);
 

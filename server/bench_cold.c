@@ -297,8 +297,8 @@ static int measure(struct bench *b, const struct stage_server *v, const struct s
     if (rc == ERR_OK)
         rc = bench_row(b, &s[2], NULL, 1, err, "cold.%s.latency", shape);
     if (rc == ERR_OK)
-        rc = bench_number(b, 1e3 * stage_percentile(&k.unseen, 50), "ms", &s[0], err, "cold.%s.unseen.latency",
-                          shape);
+        rc = bench_number(b, fmax(1e3 * stage_percentile(&k.unseen, 50), 1e-3), "ms", &s[0], err,
+                          "cold.%s.unseen.latency", shape);
     if (rc == ERR_OK)
         rc = bench_row(b, &s[3], &s[4], 1, err, "cold.%s.stall", shape);
     if (rc == ERR_OK)

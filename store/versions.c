@@ -405,7 +405,8 @@ int store_version_build(struct store *st, int64_t version_id, const struct base 
     struct adapter_src *a;
     struct adapter *built = NULL;
     int rc = read_version(st, version_id, &v, &st->room, &a, err);
-    const bool norms = rc == ERR_OK && a->method == METHOD_DORA; /* what is stored comes from what was checked */
+    /* norms are stored, so they are computed from what was checked */
+    const bool norms = rc == ERR_OK && a->method == METHOD_DORA;
     int made = ERR_OK;
     if (rc == ERR_OK && !norms)
         made = adapter_build(&base->arch, a, version_id, &built, &wrong);

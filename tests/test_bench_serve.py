@@ -53,7 +53,7 @@ with Folder() as tmp:
                 "http": ["http.tiny.c8.none", "http.tiny.c8.shared", "http.tiny.c8", "http.tiny.c8.first.p99",
                          "http.tiny.c8.none.first.p99", "http.tiny.c8.shared.first.p99"],
                 "cold": ["cold.tiny.size", "cold.tiny.first", "cold.tiny.latency", "cold.tiny.stall",
-                         "cold.tiny.busy.latency"],
+                         "cold.tiny.busy.latency", "cold.tiny.unseen.latency", "cold.tiny.stall.quiet"],
                 "registry": ["registry.a500.start", "registry.a500.lookup", "registry.a500.missing",
                              "registry.a500.page", "registry.a500.memory"],
                 "rotation": [f"rotation.{m}.a{n}" for m in ("distinct", "uniform", "skewed", "identical")
