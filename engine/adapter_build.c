@@ -39,11 +39,13 @@ static bool is_table(const struct adapter_src_extra *x)
 }
 
 /* Tables and rows keep their type, vectors become fp32. */
-static size_t extra_bytes(const struct adapter_src_extra *x)
+static size_t extra_used(const struct adapter_src_extra *x)
 {
     const bool kept = is_table(x) || adapter_extra_is_rows(x->kind);
-    return pad64(adapter_extra_count(x) * (kept ? dtype_size(x->dtype) : sizeof(float)));
+    return adapter_extra_count(x) * (kept ? dtype_size(x->dtype) : sizeof(float));
 }
+
+static size_t extra_bytes(const struct adapter_src_extra *x) { return pad64(extra_used(x)); }
 
 static size_t table_bytes(const struct arch *arch)
 {
@@ -260,21 +262,27 @@ static float element(const void *v, enum dtype t, size_t i)
     return t == DT_F16 ? f16_to_f32(h) : bf16_to_f32(h);
 }
 
+/* The next `bytes` of the block, and zeros to their boundary. */
+static char *next(char **p, size_t bytes)
+{
+    char *at = *p;
+    *p += pad64(bytes);
+    memset(at + bytes, 0, (size_t)(*p - at) - bytes);
+    return at;
+}
+
 static void build_module(const struct adapter_src_module *m, struct lora_module *ret, char **p)
 {
     size_t k = (size_t)m->rank, one = dtype_size(m->dtype);
-    float *gain = (float *)(void *)*p;
-    *p += gain_bytes(m);
+    float *gain = (float *)(void *)next(p, k * sizeof *gain);
     for (size_t j = 0; j < k; j++)
         gain[j] = (float)(m->scaling * (m->E != NULL ? (double)element(m->E, m->dtype, j) : 1.0));
-    void *A = *p;
-    *p += a_bytes(m);
+    void *A = next(p, k * (size_t)m->in * one);
     if ((int)m->module == MOD_EMBED)
         transpose(m->A, A, k, (size_t)m->in, one);
     else
         memcpy(A, m->A, k * (size_t)m->in * one);
-    char *B = *p;
-    *p += b_bytes(m);
+    char *B = next(p, k * (size_t)m->out * one);
     for (size_t o = 0, n; o < (size_t)m->out; o += n) {
         n = (size_t)m->out - o < ADAPTER_PANEL ? (size_t)m->out - o : ADAPTER_PANEL;
         transpose((const char *)m->B + o * k * one, B + o * k * one, n, k, one);
@@ -371,8 +379,7 @@ static int build_extra(const struct arch *arch, const struct adapter_src *src,
                        const struct adapter_src_extra *x, struct lora_module *table,
                        struct adapter *a, char **p, struct err *err)
 {
-    void *at = *p;
-    *p += extra_bytes(x);
+    void *at = next(p, extra_used(x));
     if (is_table(x)) {
         *(x->kind == EXTRA_HEAD ? &a->head : &a->embed) = (struct adapter_table){ x->dtype, at };
         memcpy(at, x->data, adapter_extra_count(x) * dtype_size(x->dtype));
@@ -403,10 +410,11 @@ static int build_extra(const struct arch *arch, const struct adapter_src *src,
     return ERR_OK;
 }
 
-/* Into the block at p, which is all zeros. */
+/* Into the block at p, whatever it holds. */
 static int build(const struct adapter_src *src, const struct arch *arch, char *p, struct adapter *a,
                  struct err *err)
 {
+    memset(p + pad64(sizeof *a), 0, table_bytes(arch) + norms_bytes(arch, src));
     p += pad64(sizeof *a);
     struct lora_module *table = (struct lora_module *)(void *)p;
     p += table_bytes(arch);
@@ -448,8 +456,18 @@ const void *adapter_row(const struct adapter_rows *r, int D, int32_t token)
                : NULL;
 }
 
+/* Memory for the block: the spare one's, or new. */
+static char *take_block(struct adapter **spare, size_t block)
+{
+    if (spare == NULL || *spare == NULL || (*spare)->bytes != mem_footprint(block))
+        return mem_alloc(block);
+    char *own = (*spare)->own;
+    *spare = NULL;
+    return own;
+}
+
 int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,
-                  struct adapter **ret, struct err *err)
+                  struct adapter **spare, struct adapter **ret, struct err *err)
 {
     int rc = check_modules(arch, src, err);
     if (rc == ERR_OK)
@@ -457,10 +475,11 @@ int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_
     if (rc != ERR_OK)
         return rc;
     size_t block = block_bytes(arch, src);
-    char *own = mem_alloc(block);
+    char *own = take_block(spare, block);
     if (own == NULL)
         return err_nomem(err);
     struct adapter *a = (struct adapter *)(void *)(own + skew(src, block));
+    memset(a, 0, sizeof *a);
     memcpy(a->hash, src->hash, sizeof a->hash);
     a->version_id = version_id;
     a->L = arch->L;

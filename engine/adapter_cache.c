@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKETS = 4096 };
+enum { BUCKETS = 4096, SPARE_MORE = 256 << 10 }; /* bytes */
 enum entry_state { QUEUED, LOADING, READY, FAILED };
 
 struct entry {
@@ -132,11 +132,27 @@ static void free_entries(struct entry *e)
     }
 }
 
-/* The load itself, without the lock: the adapter, or NULL and why. */
-static struct adapter *load_one(struct adapter_cache *c, const struct entry *e, struct err *err)
+/* Of those that have gone, one that may be as large as what comes, of which only about the size is known:
+ * memory that the kernel gives anew it has to clear.  NULL if there is none. */
+static struct adapter *take_spare(struct entry *gone, size_t bytes)
+{
+    while (gone != NULL && (gone->bytes < bytes || gone->bytes - bytes > bytes / 8 + SPARE_MORE))
+        gone = gone->next;
+    if (gone == NULL)
+        return NULL;
+    struct adapter *a = gone->adapter;
+    gone->adapter = NULL;
+    return a;
+}
+
+/* The load itself, without the lock: the adapter, or NULL and why.  Takes `spare` over. */
+static struct adapter *load_one(struct adapter_cache *c, const struct entry *e, struct adapter *spare,
+                                struct err *err)
 {
     struct adapter *a = NULL;
-    if (c->load(c->load_ud, e->version_id, &a, err) != ERR_OK)
+    const int rc = c->load(c->load_ud, e->version_id, &spare, &a, err);
+    adapter_free(spare);
+    if (rc != ERR_OK)
         return NULL;
     if (memcmp(a->hash, e->hash, 32) == 0)
         return a;
@@ -241,9 +257,10 @@ static void *loader_main(void *ud)
         c->st.bytes += e->bytes;
         pthread_mutex_unlock(&c->lock);
 
+        struct adapter *spare = take_spare(gone, e->bytes);
         free_entries(gone);
         struct err err = { .code = ERR_OK };
-        struct adapter *a = load_one(c, e, &err);
+        struct adapter *a = load_one(c, e, spare, &err);
 
         pthread_mutex_lock(&c->lock);
         gone = finish_load(c, e, &a, &err);

@@ -4,10 +4,10 @@
  * layer l and head g (hd = head size, element = fp16, fp32 or a code of 8 bits):
  *   K transposed [hd][16]   so that 16 positions are one vector and q.k needs no horizontal sum
  *   V            [16][hd]
- * kv_k() and kv_v() give their addresses; V follows K, the rest of a page lies elsewhere.  Keys are stored after rope.  With KV_Q8 each of the two is
- * followed by the scales, fp16 [blocks][16]: one for each position and block of KV_Q8_BLOCK numbers of
- * the head, so that what a position holds depends on itself alone, and a head of 64 or 128 takes 53 %
- * of fp16's bytes.
+ * kv_k() and kv_v() give their addresses; V follows K, the rest of a page lies elsewhere.  Keys are
+ * stored after rope.  With KV_Q8 each of the two is followed by the scales, fp16 [blocks][16]: one for each
+ * position and block of KV_Q8_BLOCK numbers of the head, so that what a position holds depends on itself
+ * alone, and a head of 64 or 128 takes 53 % of fp16's bytes.
  *
  * Full pages are entered in a table under a hash chain: h_0 = seed, h_i = sha256(h_{i-1}, 16 token
  * ids).  The seed (lora_set_seed) holds tenant, base and adapters by content, so a page can only
@@ -61,7 +61,8 @@ static inline enum kv_type kv_type_default(bool f32_base) { return f32_base ? KV
 size_t kv_part_bytes(enum kv_type t, int hd);
 /* Bytes of one page for this model. */
 size_t kv_page_bytes(const struct arch *a, enum kv_type t);
-/* As many pages as fit `bytes`, at least one. */
+/* As many pages as fit `bytes`, at least one.  Memory that no page has used yet is not resident, but for
+ * some ahead of them. */
 int kv_create(const struct arch *a, enum kv_type t, size_t bytes, struct kv_cache **ret,
               struct err *err);
 void kv_destroy(struct kv_cache *c); /* NULL is fine */

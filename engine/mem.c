@@ -15,8 +15,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define HUGE_PAGE ((size_t)2 << 20)
-
 static size_t page_size(void)
 {
     long n = sysconf(_SC_PAGESIZE);
@@ -31,7 +29,7 @@ static size_t round_up(size_t n, size_t unit)
 
 size_t mem_footprint(size_t bytes)
 {
-    if (bytes >= HUGE_PAGE)
+    if (bytes >= MEM_HUGE_PAGE)
         return round_up(bytes, page_size());
     return bytes == 0 ? 64 : round_up(bytes, 64);
 }
@@ -40,16 +38,16 @@ size_t mem_footprint(size_t bytes)
  */
 static void *map_large(size_t size)
 {
-    if (size > SIZE_MAX - HUGE_PAGE)
+    if (size > SIZE_MAX - MEM_HUGE_PAGE)
         return NULL;
     char *raw =
-        mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        mmap(NULL, size + MEM_HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED)
         return NULL;
-    size_t before = (HUGE_PAGE - (uintptr_t)raw % HUGE_PAGE) % HUGE_PAGE;
+    size_t before = (MEM_HUGE_PAGE - (uintptr_t)raw % MEM_HUGE_PAGE) % MEM_HUGE_PAGE;
     if (before > 0)
         munmap(raw, before);
-    munmap(raw + before + size, HUGE_PAGE - before);
+    munmap(raw + before + size, MEM_HUGE_PAGE - before);
 #ifdef MADV_HUGEPAGE
     madvise(raw + before, size, MADV_HUGEPAGE); /* a wish: without it everything still works */
 #endif
@@ -61,7 +59,7 @@ void *mem_alloc(size_t bytes)
     size_t size = mem_footprint(bytes);
     if (size == 0)
         return NULL;
-    if (bytes >= HUGE_PAGE)
+    if (bytes >= MEM_HUGE_PAGE)
         return map_large(size);
     void *p = aligned_alloc(64, size);
     if (p != NULL)
@@ -73,10 +71,23 @@ void mem_free(void *p, size_t bytes)
 {
     if (p == NULL)
         return;
-    if (bytes >= HUGE_PAGE)
+    if (bytes >= MEM_HUGE_PAGE)
         munmap(p, mem_footprint(bytes));
     else
         free(p);
+}
+
+void mem_populate(void *p, size_t bytes)
+{
+#ifdef MADV_POPULATE_WRITE
+    const uintptr_t page = page_size(), from = ((uintptr_t)p + page - 1) / page * page;
+    const uintptr_t to = ((uintptr_t)p + bytes) / page * page;
+    if (to > from)
+        madvise((void *)from, to - from, MADV_POPULATE_WRITE); /* older kernels say no */
+#else
+    (void)p;
+    (void)bytes;
+#endif
 }
 
 /* --- limits ------------------------------------------------------------------------------- */

@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define MEM_HUGE_PAGE ((size_t)2 << 20)
+
 /* Zeroed memory, aligned to 64 bytes (2 MiB when large), madvised to huge pages when
  * it is at least 2 MiB.  NULL when there is none.  Free it with mem_free() and the same size. */
 void *mem_alloc(size_t bytes);
@@ -18,6 +20,9 @@ void mem_free(void *p, size_t bytes); /* NULL is fine */
 /* What mem_alloc(bytes) takes once every byte of it is used: rounded up to 64 bytes, or to
  * pages when large.  For budgets. */
 size_t mem_footprint(size_t bytes);
+/* Have the whole pages of large memory from mem_alloc() backed now and not when they are first written
+ * to; what they hold stays.  A wish (Linux 5.14).  Others may use the memory meanwhile. */
+void mem_populate(void *p, size_t bytes);
 
 /* What this process may use: the smaller of physical memory and the cgroup's limit
  * (v2 memory.max up the tree, v1 memory.limit_in_bytes). */

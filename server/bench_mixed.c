@@ -39,7 +39,7 @@ static int make_adapters(const struct bench_model *m, int r, struct adapters *re
                 };
     for (int i = 0; i < BATCH && rc == ERR_OK; i++) {
         src.hash[0] = (uint8_t)(i + 1);
-        rc = adapter_build(a, &src, 0, &ret->a[i], err);
+        rc = adapter_build(a, &src, 0, NULL, &ret->a[i], err);
     }
     free(numbers);
     free(mods);

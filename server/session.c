@@ -49,7 +49,7 @@ static int load_from_db(struct store *st, const char *tenant, const char *name,
         rc = err_set(err, ERR_CONFLICT, "adapter %s@%d was made for another base: %.12s..., not %.12s...",
                      v.name, v.version, v.base_hash_hex, base->hash_hex);
     if (rc == ERR_OK)
-        rc = store_version_build(st, v.id, base, ret, err);
+        rc = store_version_build(st, v.id, base, NULL, ret, err);
     store_version_free(&v);
     return rc;
 }
@@ -61,7 +61,7 @@ static int load_from_folder(const char *path, const struct base *base, struct ad
     if (rc == ERR_OK)
         rc = adapter_norms(base, src, err);
     if (rc == ERR_OK)
-        rc = adapter_build(&base->arch, src, 0, ret, err);
+        rc = adapter_build(&base->arch, src, 0, NULL, ret, err);
     adapter_src_free(src);
     return rc;
 }

@@ -159,9 +159,10 @@ int store_version_load(struct store *st, int64_t version_id, struct adapter_src 
 /* The version in the form that the forward pass of `base` computes with (adapter_build()), built while
  * the hash is still being computed, and thrown away if that is not what it should be.  What this connection
  * has built before is recognised by a shorter sum (verify.c).  DoRA's weight norms are computed when
- * nobody has built the version for this base before, and then stored. */
+ * nobody has built the version for this base before, and then stored.  `spare` is adapter_build()'s. */
 int store_version_build(struct store *st, int64_t version_id, const struct base *base,
-                        struct adapter **ret /* adapter_free() */, struct err *err);
+                        struct adapter **spare, struct adapter **ret /* adapter_free() */,
+                        struct err *err);
 /* Per-module facts without the tensors (A, B, E are NULL): for showing. */
 int store_version_modules(struct store *st, int64_t version_id, struct adapter_src **ret,
                           struct err *err);

@@ -398,7 +398,7 @@ int store_version_load(struct store *st, int64_t version_id, struct adapter_src 
 enum { ROOM_MOST = 64 << 20 }; /* bytes that are kept: the kernel clears all that it gives anew */
 
 int store_version_build(struct store *st, int64_t version_id, const struct base *base,
-                        struct adapter **ret, struct err *err)
+                        struct adapter **spare, struct adapter **ret, struct err *err)
 {
     struct verify v = { .slot = verify_slot(st, version_id), .version_id = version_id };
     struct err wrong = { 0 };
@@ -409,12 +409,12 @@ int store_version_build(struct store *st, int64_t version_id, const struct base 
     const bool norms = rc == ERR_OK && a->method == METHOD_DORA;
     int made = ERR_OK;
     if (rc == ERR_OK && !norms)
-        made = adapter_build(&base->arch, a, version_id, &built, &wrong);
+        made = adapter_build(&base->arch, a, version_id, spare, &built, &wrong);
     rc = check_hash(st, version_id, &v, rc, err);
     if (rc == ERR_OK && norms)
         made = extras_add_norms(st, version_id, base, a, &wrong);
     if (rc == ERR_OK && norms && made == ERR_OK)
-        made = adapter_build(&base->arch, a, version_id, &built, &wrong);
+        made = adapter_build(&base->arch, a, version_id, spare, &built, &wrong);
     if (rc == ERR_OK && made != ERR_OK) {
         rc = made;
         if (err != NULL)

@@ -12,7 +12,7 @@ static void check_adapter(const struct arch *arch, const struct adapter_src *src
     adapter_src_hash(src, hash);
     law(memcmp(hash, src->hash, sizeof hash) == 0, "the hash is the content's");
     law(src->rank_max <= ADAPTER_MAX_RANK, "ranks have a limit");
-    if (adapter_build(arch, src, 1, &a, &err) == ERR_OK)
+    if (adapter_build(arch, src, 1, NULL, &a, &err) == ERR_OK)
         law(a->bytes == adapter_build_bytes(arch, src), "the budget knows the size");
     else
         law(err.msg[0] != '\0', "a failure says why");

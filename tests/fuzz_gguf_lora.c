@@ -13,7 +13,7 @@ static void check_adapter(const struct arch *arch, const struct adapter_src *src
     law(memcmp(hash, src->hash, sizeof hash) == 0, "the hash is the content's");
     law(src->nmodules > 0 && src->rank_min > 0 && src->rank_max <= ADAPTER_MAX_RANK, "ranks have limits");
     law(strstr(src->config, src->modules[0].path) != NULL, "the config names the modules");
-    law(adapter_build(arch, src, 1, &a, &err) == ERR_OK, "what is accepted can be built");
+    law(adapter_build(arch, src, 1, NULL, &a, &err) == ERR_OK, "what is accepted can be built");
     law(a->bytes == adapter_build_bytes(arch, src), "the budget knows the size");
     adapter_free(a);
 }

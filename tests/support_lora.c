@@ -116,7 +116,7 @@ struct adapter *support_lora(const struct arch *arch, enum adapter_method method
     struct adapter_src *src = support_lora_src(arch, method, rank, size, seed);
     struct adapter *a;
     struct err err = { .code = ERR_OK };
-    if (adapter_build(arch, src, (int64_t)seed, &a, &err) != ERR_OK)
+    if (adapter_build(arch, src, (int64_t)seed, NULL, &a, &err) != ERR_OK)
         need(false, err.msg);
     adapter_src_free(src);
     return a;

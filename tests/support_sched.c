@@ -25,9 +25,10 @@ static struct adapter *make(const struct base *base, int64_t version)
                         (uint64_t)version);
 }
 
-static int load(void *ud, int64_t version, struct adapter **ret, struct err *err)
+static int load(void *ud, int64_t version, struct adapter **spare, struct adapter **ret, struct err *err)
 {
     struct rig *r = ud;
+    (void)spare;
     if (r->gated)
         while (sem_wait(&r->gate) != 0 && errno == EINTR)
             ;

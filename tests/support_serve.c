@@ -17,11 +17,11 @@ static void must(int rc, const struct err *err, const char *what)
     abort();
 }
 
-static int load(void *ud, int64_t version_id, struct adapter **ret, struct err *err)
+static int load(void *ud, int64_t version_id, struct adapter **spare, struct adapter **ret, struct err *err)
 {
     struct serve *s = ud;
     const int rc = s->load_store ? ERR_OK : store_open(s->db_path, &s->load_store, err);
-    return rc == ERR_OK ? store_version_build(s->load_store, version_id, s->base, ret, err) : rc;
+    return rc == ERR_OK ? store_version_build(s->load_store, version_id, s->base, spare, ret, err) : rc;
 }
 
 static void count_wake(void *ud) { ((struct serve *)ud)->jobs_woken++; }

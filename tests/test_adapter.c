@@ -79,7 +79,7 @@ static void a_built_adapter_holds_a_the_transposed_b_and_the_gain(void **state)
         struct adapter *a = NULL;
         struct err err = { 0 };
         assert_int_equal(src->nmodules, 14);
-        assert_int_equal(adapter_build(&arch, src, 42, &a, &err), ERR_OK);
+        assert_int_equal(adapter_build(&arch, src, 42, NULL, &a, &err), ERR_OK);
         assert_int_equal(a->version_id, 42);
         assert_int_equal(a->L, 2);
         assert_int_equal(a->rank_max, 3);
@@ -94,6 +94,49 @@ static void a_built_adapter_holds_a_the_transposed_b_and_the_gain(void **state)
     }
 }
 
+/* Memory of one that has gone, full of what it held: the same bytes come of it as of new memory.  After the
+ * tables there are no pointers, and small adapters begin where their memory does. */
+static void the_memory_of_one_that_has_gone_is_taken_if_it_is_as_large(void **state)
+{
+    (void)state;
+    const char *const types[] = { "F32", "F16", "BF16" };
+    for (int i = 0; i < 6; i++) {
+        struct arch arch;
+        struct adapter_src *src = small_src(&arch, i >= 3, types[i % 3]);
+        struct adapter *fresh = NULL, *again = NULL;
+        assert_int_equal(adapter_build(&arch, src, 1, NULL, &fresh, NULL), ERR_OK);
+        const size_t bytes = fresh->bytes;
+        void *memory = mem_alloc(bytes);
+        memset(memory, 0xa5, bytes);
+        struct adapter gone = { .bytes = bytes + 64, .own = memory }, *spare = &gone;
+        assert_int_equal(adapter_build(&arch, src, 1, &spare, &again, NULL), ERR_OK);
+        assert_ptr_equal(spare, &gone); /* another size: not taken */
+        adapter_free(again);
+
+        gone.bytes = bytes;
+        assert_int_equal(adapter_build(&arch, src, 1, &spare, &again, NULL), ERR_OK);
+        assert_null(spare);
+        assert_ptr_equal(again->own, memory);
+        assert_int_equal(again->bytes, bytes);
+        assert_null(again->norms);
+        assert_null(again->alone);
+        const size_t tables = (size_t)((const char *)fresh->modules - (const char *)fresh) +
+                              (size_t)arch.L * MOD_SLOTS * sizeof *fresh->modules;
+        assert_memory_equal((char *)again + tables, (char *)fresh + tables, bytes - tables);
+        for (int l = 0; l < arch.L; l++)
+            for (int m = 0; m < MOD_SLOTS; m++) {
+                const struct lora_module *x = &fresh->modules[l * MOD_SLOTS + m];
+                const struct lora_module *y = &again->modules[l * MOD_SLOTS + m];
+                assert_int_equal(x->rank, y->rank);
+                assert_int_equal(x->B != NULL ? (const char *)x->B - (const char *)fresh : 0,
+                                 y->B != NULL ? (const char *)y->B - (const char *)again : 0);
+            }
+        adapter_free(fresh);
+        adapter_free(again);
+        adapter_src_free(src);
+    }
+}
+
 static void modules_that_are_not_adapted_or_have_rank_0_add_nothing(void **state)
 {
     (void)state;
@@ -102,7 +145,7 @@ static void modules_that_are_not_adapted_or_have_rank_0_add_nothing(void **state
     src->nmodules = 1;
     src->modules[0].rank = 0;
     struct adapter *a = NULL;
-    assert_int_equal(adapter_build(&arch, src, 0, &a, NULL), ERR_OK);
+    assert_int_equal(adapter_build(&arch, src, 0, NULL, &a, NULL), ERR_OK);
     for (int l = 0; l < 2; l++)
         for (int m = 0; m < MOD_COUNT; m++)
             assert_int_equal(adapter_module(a, l, (enum module)m)->rank, 0);
@@ -130,7 +173,7 @@ static void an_adapter_of_another_base_is_not_built(void **state)
             other.F = 13;
         else
             other.G = 2;
-        assert_int_equal(adapter_build(&other, src, 0, &a, &err), ERR_INVALID);
+        assert_int_equal(adapter_build(&other, src, 0, NULL, &a, &err), ERR_INVALID);
         assert_non_null(strstr(err.msg, "model.layers."));
     }
     adapter_src_free(src);
@@ -158,7 +201,7 @@ static void bytes_are_what_is_taken(void **state)
         struct adapter_src src = { .nmodules = 1, .modules = &m };
         struct adapter *a = NULL;
         size_t least = (size_t)960 * 4 * (size_t)(in + arch.F + 1);
-        assert_int_equal(adapter_build(&arch, &src, 0, &a, NULL), ERR_OK);
+        assert_int_equal(adapter_build(&arch, &src, 0, NULL, &a, NULL), ERR_OK);
         assert_true(a->bytes >= least && a->bytes < least + 16384);
         assert_int_equal(a->bytes, adapter_build_bytes(&arch, &src));
         assert_int_equal(mem_footprint(a->bytes), a->bytes);
@@ -329,7 +372,7 @@ static void w_plus_alpha_over_r_times_b_a_gives_pytorchs_numbers(void **state)
                                         .B = B };
         struct adapter_src src = { .nmodules = 1, .modules = &m };
         struct adapter *a = NULL;
-        assert_int_equal(adapter_build(&arch, &src, 0, &a, &err), ERR_OK);
+        assert_int_equal(adapter_build(&arch, &src, 0, NULL, &a, &err), ERR_OK);
 
         float y[3 * 4], *ys[1] = { y };
         _Alignas(64) float scratch[4096];
@@ -400,7 +443,7 @@ static void check_reference(const struct arch *arch, const char *dir, const stru
         fail_msg("%s: %s, %zu modules, ranks %d to %d", dir, adapter_method_name(a->method),
                  a->nmodules, a->rank_min, a->rank_max);
     if (a->method != METHOD_DORA) { /* whose norms need the base (test_golden.c) */
-        assert_int_equal(adapter_build(arch, a, 0, &built, &err), ERR_OK);
+        assert_int_equal(adapter_build(arch, a, 0, NULL, &built, &err), ERR_OK);
         assert_int_equal(built->bytes, adapter_build_bytes(arch, a));
         adapter_free(built);
     }
@@ -577,6 +620,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_built_adapter_holds_a_the_transposed_b_and_the_gain),
+        cmocka_unit_test(the_memory_of_one_that_has_gone_is_taken_if_it_is_as_large),
         cmocka_unit_test(modules_that_are_not_adapted_or_have_rank_0_add_nothing),
         cmocka_unit_test(an_adapter_of_another_base_is_not_built),
         cmocka_unit_test(bytes_are_what_is_taken),

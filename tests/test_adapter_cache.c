@@ -26,13 +26,15 @@ struct source {
     sem_t go, ready;
     bool gated;
     _Atomic int loads, fail; /* fail: version that cannot be loaded, or -1 */
+    int64_t spare; /* version whose memory was offered to the last load, or -1 */
     int64_t order[64];
 };
 
-static int load(void *ud, int64_t version, struct adapter **ret, struct err *err)
+static int load(void *ud, int64_t version, struct adapter **spare, struct adapter **ret, struct err *err)
 {
     struct source *s = ud;
     s->order[s->loads++ % 64] = version;
+    s->spare = *spare != NULL ? (*spare)->version_id : -1;
     if (s->gated)
         while (sem_wait(&s->go) != 0 && errno == EINTR)
             ;
@@ -224,7 +226,9 @@ static void the_least_recently_used_leaves_and_the_pinned_stays(void **state)
     for (int i = 1; i <= 2; i++)
         adapter_cache_release(c, get(c, &s, i));
     assert_true(resident(c, 1)); /* and so used later than 2 */
+    assert_int_equal(s.spare, -1);
     adapter_cache_release(c, get(c, &s, 3));
+    assert_int_equal(s.spare, 3 * 2); /* the memory of 2, whose place it takes */
     struct adapter_cache_stats st;
     adapter_cache_stats(c, &st);
     assert_int_equal(st.evictions, 1);
@@ -368,6 +372,27 @@ static void other_content_than_asked_for_is_a_failure(void **state)
     adapter_cache_destroy(c);
 }
 
+/* What has gone for it is gone, but not lost: sanitizers would see it. */
+static void the_memory_offered_to_a_load_that_fails_is_given_back(void **state)
+{
+    (void)state;
+    struct source s;
+    struct adapter_cache *c = make(&s, size_of[0], false);
+    adapter_cache_release(c, get(c, &s, 0));
+    s.fail = 1;
+    uint64_t ticket = 0;
+    const struct adapter *a;
+    enum adapter_state got;
+    while ((got = ask(c, 1, &ticket, &a)) == ADAPTER_LOADING)
+        wait_ready(&s);
+    assert_int_equal(got, ADAPTER_FAILED);
+    assert_int_equal(s.spare, 0);
+    struct adapter_cache_stats st;
+    adapter_cache_stats(c, &st);
+    assert_int_equal(st.bytes, 0);
+    adapter_cache_destroy(c);
+}
+
 static void a_wrong_size_is_corrected_without_passing_the_budget(void **state)
 {
     (void)state;
@@ -485,6 +510,7 @@ int main(void)
         cmocka_unit_test(an_adapter_larger_than_the_budget_is_refused_with_both_sizes),
         cmocka_unit_test(a_failure_reaches_every_waiter_and_the_next_try_is_new),
         cmocka_unit_test(other_content_than_asked_for_is_a_failure),
+        cmocka_unit_test(the_memory_offered_to_a_load_that_fails_is_given_back),
         cmocka_unit_test(a_wrong_size_is_corrected_without_passing_the_budget),
         cmocka_unit_test(the_budget_holds_under_many_threads),
     };

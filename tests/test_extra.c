@@ -145,7 +145,7 @@ static struct adapter *built(const struct base *b, struct adapter_src *src, uint
 {
     struct adapter *a = NULL;
     ok(adapter_norms(b, src, &err));
-    ok(adapter_build(&b->arch, src, 0, &a, &err));
+    ok(adapter_build(&b->arch, src, 0, NULL, &a, &err));
     assert_int_equal(a->bytes, adapter_build_bytes(&b->arch, src));
     a->hash[0] = name; /* some are the same but for their flags */
     return a;
@@ -674,34 +674,34 @@ static void check_built(struct store *st, const struct base *b, const struct bas
     struct adapter *direct, *c = NULL;
     const int64_t id = store_it(st, name, src, b->hash_hex);
     ok(adapter_norms(b, src, &err));
-    ok(adapter_build(&b->arch, src, id, &direct, &err));
+    ok(adapter_build(&b->arch, src, id, NULL, &direct, &err));
     for (int i = 0; i < 2; i++) { /* a DoRA's norms are stored the second time */
-        ok(store_version_build(st, id, b, &c, &err));
+        ok(store_version_build(st, id, b, NULL, &c, &err));
         same_built(b, direct, c);
         adapter_free(c);
         c = NULL;
     }
-    assert_int_equal(store_version_build(st, id, other, &c, &err), ERR_INVALID);
+    assert_int_equal(store_version_build(st, id, other, NULL, &c, &err), ERR_INVALID);
     err_clear(&err);
     /* what is known by its sum is not taken for what another hash stands for */
     snprintf(damage, sizeof damage, "UPDATE version SET hash = zeroblob(32) WHERE id = %d", (int)id);
     ok(sql_exec(st, damage, &err));
-    assert_int_equal(store_version_build(st, id, b, &c, &err), ERR_DB);
+    assert_int_equal(store_version_build(st, id, b, NULL, &c, &err), ERR_DB);
     err_clear(&err);
     hex32(src->hash, hex);
     snprintf(damage, sizeof damage, "UPDATE version SET hash = x'%s' WHERE id = %d", hex, (int)id);
     ok(sql_exec(st, damage, &err));
-    ok(store_version_build(st, id, b, &c, &err));
+    ok(store_version_build(st, id, b, NULL, &c, &err));
     adapter_free(c);
     c = NULL;
     snprintf(damage, sizeof damage, "UPDATE tensor_chunk SET data = zeroblob(length(data))"
              " WHERE version_id = %d AND seq = 1 AND part = 'A'", (int)id);
     ok(sql_exec(st, damage, &err));
-    assert_int_equal(store_version_build(st, id, b, &c, &err), ERR_DB);
+    assert_int_equal(store_version_build(st, id, b, NULL, &c, &err), ERR_DB);
     assert_non_null(strstr(err.msg, "is damaged"));
     err_clear(&err);
     /* that it fits no base does not hide it */
-    assert_int_equal(store_version_build(st, id, other, &c, &err), ERR_DB);
+    assert_int_equal(store_version_build(st, id, other, NULL, &c, &err), ERR_DB);
     err_clear(&err);
     assert_null(c);
     adapter_free(direct);
@@ -725,7 +725,7 @@ static void a_version_is_built_as_it_was_put_in_or_not_at_all(void **state)
     struct adapter_src *large = support_lora_src(&b->arch, METHOD_LORA, 256, 0.1f, 2);
     assert_true(large->bytes > 2 << 20);
     check_built(st, b, other, "large", large);
-    assert_int_equal(store_version_build(st, 99, b, &c, &err), ERR_NOT_FOUND);
+    assert_int_equal(store_version_build(st, 99, b, NULL, &c, &err), ERR_NOT_FOUND);
     err_clear(&err);
     store_close(st);
     base_free(other);
@@ -788,11 +788,11 @@ static void a_norm_of_zero_is_refused(void **state)
     struct base *b = support_base(&m, "nf4", NULL, PREC_EXACT);
     struct adapter_src *a = source(&b->arch, DORA, "F32");
     struct adapter *c = NULL;
-    assert_int_equal(adapter_build(&b->arch, a, 0, &c, &err), ERR_INTERNAL); /* no norms at all */
+    assert_int_equal(adapter_build(&b->arch, a, 0, NULL, &c, &err), ERR_INTERNAL); /* no norms at all */
     err_clear(&err);
     ok(adapter_norms(b, a, &err));
     a->modules[2].norms[7] = 0;
-    assert_int_equal(adapter_build(&b->arch, a, 0, &c, &err), ERR_INVALID);
+    assert_int_equal(adapter_build(&b->arch, a, 0, NULL, &c, &err), ERR_INVALID);
     assert_non_null(strstr(err.msg, "v_proj.lora_magnitude_vector: element 7"));
     err_clear(&err);
     adapter_src_free(a);

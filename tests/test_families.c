@@ -390,7 +390,7 @@ static void public_adapters_fit_the_models_they_were_trained_on(void **state)
         assert_int_equal(src->rank_min, cases[i].rank);
         assert_int_equal(src->rank_max, cases[i].rank);
         assert_true(src->modules[0].scaling == cases[i].scaling);
-        assert_int_equal(adapter_build(&a, src, 0, &built, &err), ERR_OK);
+        assert_int_equal(adapter_build(&a, src, 0, NULL, &built, &err), ERR_OK);
         adapter_free(built);
         adapter_src_free(src);
     }

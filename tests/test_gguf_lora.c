@@ -303,7 +303,7 @@ static void each_type_and_place_is_read(void **state)
         check_module(src, 5, O "a", O "b", false, DT_F32);
         check_module(src, 6, D "a", D "b", false, DT_F32);
         assert_true(src->modules[1].scaling == 2 && src->modules[2].scaling == 6);
-        ok(adapter_build(&a, src, 0, &built, &err));
+        ok(adapter_build(&a, src, 0, NULL, &built, &err));
         adapter_free(built);
         json_t *config = json_loads(src->config, 0, NULL);
         assert_int_equal(json_array_size(json_object_get(config, "target_modules")), 7);

@@ -45,7 +45,7 @@ static void use_adapter(struct session *s, const char *dir)
     struct adapter_src *src = NULL;
     if (peft_load_dir(&s->base->arch, dir, &src, &err) != ERR_OK ||
         adapter_norms(s->base, src, &err) != ERR_OK ||
-        adapter_build(&s->base->arch, src, 0, &s->adapters[0], &err) != ERR_OK)
+        adapter_build(&s->base->arch, src, 0, NULL, &s->adapters[0], &err) != ERR_OK)
         fail_msg("%s: %s", dir, err.msg);
     adapter_src_free(src);
     s->lora.n = 1;

@@ -1,6 +1,7 @@
 /* test_kv.c - pages are shared by whoever would compute the same bytes, recycled oldest first,
  * and never lost. */
 #include "engine/kv.h"
+#include "tests/support_mem.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -357,6 +358,39 @@ static void no_page_is_ever_lost_or_held_twice(void **state)
     kv_destroy(c);
 }
 
+/* 64 pages of this shape are 2 MiB: one huge page. */
+static void memory_is_ready_before_its_pages_are_used(void **state)
+{
+    (void)state;
+    if (!support_can_populate())
+        skip();
+    enum { AT_ONCE = 64 };
+    const struct arch wide = { .L = 4, .G = 2, .hd = 64, .H = 4, .D = 256, .V = 100 };
+    const size_t mib2 = AT_ONCE * kv_page_bytes(&wide, KV_F16);
+    assert_int_equal(mib2, 2 << 20);
+    struct kv_cache *c;
+    assert_int_equal(kv_create(&wide, KV_F16, 4 * mib2, &c, NULL), ERR_OK);
+    char *p = kv_k(c, 0, 0, 0);
+    assert_true(support_wait_resident(p, mib2));
+    assert_int_equal(support_resident(p + mib2, 3 * mib2), 0);
+    struct kv_seq s;
+    const int32_t token = 1;
+    assert_int_equal(kv_open(c, seed_a, &token, 1, &s, NULL), ERR_OK);
+    assert_true(kv_reserve(c, &s, 1));
+    assert_true(support_wait_resident(p, 2 * mib2));
+    assert_true(kv_reserve(c, &s, AT_ONCE * KV_PAGE));
+    assert_int_equal(support_resident(p + 2 * mib2, 2 * mib2), 0);
+    assert_true(kv_reserve(c, &s, AT_ONCE * KV_PAGE + 1));
+    assert_true(support_wait_resident(p, 3 * mib2));
+    assert_int_equal(support_resident(p + 3 * mib2, mib2), 0);
+    kv_close(c, &s);
+    assert_int_equal(kv_open(c, seed_b, &token, 1, &s, NULL), ERR_OK);
+    assert_true(kv_reserve(c, &s, AT_ONCE * KV_PAGE)); /* used before */
+    assert_int_equal(support_resident(p + 3 * mib2, mib2), 0);
+    kv_close(c, &s);
+    kv_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -373,6 +407,7 @@ int main(void)
         cmocka_unit_test(two_sequences_that_compute_the_same_page_do_not_disturb_each_other),
         cmocka_unit_test(forgetting_empties_the_table_and_leaves_running_sequences_alone),
         cmocka_unit_test(no_page_is_ever_lost_or_held_twice),
+        cmocka_unit_test(memory_is_ready_before_its_pages_are_used),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

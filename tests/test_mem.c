@@ -1,5 +1,7 @@
 /* test_mem.c - large blocks are usable and returned, limits are found, plans add up. */
 #include "engine/mem.h"
+#include "engine/mem_ahead.h"
+#include "tests/support_mem.h"
 
 #include "engine/util.h"
 
@@ -56,6 +58,32 @@ static void freed_memory_goes_back(void **state)
     size_t after = mem_resident();
     assert_true(during >= before + 60 * MIB);
     assert_true(after + 60 * MIB <= during);
+}
+
+static void memory_is_made_ready_ahead_and_what_it_holds_stays(void **state)
+{
+    (void)state;
+    if (!support_can_populate())
+        skip();
+    assert_null(mem_ahead_start(NULL, MIB)); /* no huge pages in it */
+    mem_ahead_reach(NULL, 1);
+    mem_ahead_end(NULL);
+    char *p = mem_alloc(16 * MIB);
+    assert_non_null(p);
+    struct mem_ahead *a = mem_ahead_start(p, 16 * MIB);
+    assert_non_null(a);
+    assert_int_equal(support_resident(p, 16 * MIB), 0);
+    p[MIB] = 7;
+    mem_ahead_reach(a, 5 * MIB);
+    assert_true(support_wait_resident(p, 6 * MIB)); /* huge pages, whole */
+    for (size_t i = 0; i < 6 * MIB; i++)
+        assert_int_equal(p[i], i == MIB ? 7 : 0);
+    mem_ahead_reach(a, MIB); /* less than before: nothing to do */
+    assert_int_equal(support_resident(p + 6 * MIB, 10 * MIB), 0);
+    mem_ahead_reach(a, SIZE_MAX);
+    assert_true(support_wait_resident(p, 16 * MIB));
+    mem_ahead_end(a);
+    mem_free(p, 16 * MIB);
 }
 
 /* --- limits, from a made-up /proc and /sys ------------------------------------------------ */
@@ -231,6 +259,7 @@ int main(void)
         cmocka_unit_test(memory_of_any_size_is_zeroed_and_aligned),
         cmocka_unit_test(more_memory_than_there_is_gives_null),
         cmocka_unit_test(freed_memory_goes_back),
+        cmocka_unit_test(memory_is_made_ready_ahead_and_what_it_holds_stays),
         cmocka_unit_test(the_least_limit_is_found_in_both_kinds_of_groups),
         cmocka_unit_test(this_process_has_a_limit_and_is_within_it),
         cmocka_unit_test(a_plan_adds_up_and_keeps_what_is_asked_for),

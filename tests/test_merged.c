@@ -164,7 +164,7 @@ static void check_small(const char *model, const char *enable, const bool *on, i
     assert_int_equal(src->modules[0].rank, r * on_count);
     assert_true(src->modules[0].scaling == 3.0 / r);
     check_module(&src->modules[0], st, on, parts, r, 3);
-    ok(adapter_build(&a, src, 0, &built, &err));
+    ok(adapter_build(&a, src, 0, NULL, &built, &err));
     adapter_free(built);
     st_close(st);
     free(bytes);

@@ -65,7 +65,7 @@ static struct adapter_src *parse(const struct arch *a, const struct file *f)
 static struct adapter *built(const struct arch *arch, const struct adapter_src *src, uint8_t name)
 {
     struct adapter *a = NULL;
-    ok(adapter_build(arch, src, 0, &a, &err));
+    ok(adapter_build(arch, src, 0, NULL, &a, &err));
     assert_int_equal(a->bytes, adapter_build_bytes(arch, src));
     a->hash[0] = name;
     return a;
@@ -348,7 +348,7 @@ static void rows_without_their_ids_are_not_built(void **state)
     for (int i = 0; i < 3; i++) {
         ids[0] = i == 0 ? -1 : i == 1 ? b->arch.V : 4;
         err_clear(&err);
-        assert_int_equal(adapter_build(&b->arch, src, 0, &a, &err), ERR_INVALID);
+        assert_int_equal(adapter_build(&b->arch, src, 0, NULL, &a, &err), ERR_INVALID);
         assert_non_null(strstr(err.msg, "lm_head" DELTA ": token"));
     }
     ids[0] = 3;
@@ -358,7 +358,7 @@ static void rows_without_their_ids_are_not_built(void **state)
         if (src->extras[i].kind == was.kind)
             src->extras[i].kind = EXTRA_EMBED_IDS;
         err_clear(&err);
-        assert_int_equal(adapter_build(&b->arch, src, 0, &a, &err), ERR_INVALID);
+        assert_int_equal(adapter_build(&b->arch, src, 0, NULL, &a, &err), ERR_INVALID);
         src->extras[i] = was;
     }
     err_clear(&err);
