@@ -223,10 +223,10 @@ struct adapter {
     void *own;
 };
 
-/* Copies what it needs onto huge pages; `src` can be freed.  `spare`: NULL, or an adapter that nobody uses
- * any more (or NULL), whose memory is taken if it is as large as what is needed; then *spare is NULL, and
- * otherwise still the caller's.  ERR_INVALID if the shapes are not this base's, or if a weight norm of DoRA
- * is 0.  DoRA needs its norms first. */
+/* Copies what it needs onto huge pages; `src` can be freed.  `spare` may be NULL; *spare may be NULL, or an
+ * adapter that nobody uses any more: its memory is taken if it is as large as what is needed, and freed if
+ * not, and *spare is NULL then.  It is still the caller's only where the shapes are not this base's.
+ * ERR_INVALID if they are not, or if a weight norm of DoRA is 0.  DoRA needs its norms first. */
 int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,
                   struct adapter **spare, struct adapter **ret, struct err *err);
 void adapter_free(struct adapter *a); /* NULL is fine */

@@ -456,14 +456,16 @@ const void *adapter_row(const struct adapter_rows *r, int D, int32_t token)
                : NULL;
 }
 
-/* Memory for the block: the spare one's, or new. */
+/* Memory for the block: the spare one's, or new, which there may only be once that has gone. */
 static char *take_block(struct adapter **spare, size_t block)
 {
-    if (spare == NULL || *spare == NULL || (*spare)->bytes != mem_footprint(block))
-        return mem_alloc(block);
-    char *own = (*spare)->own;
-    *spare = NULL;
-    return own;
+    struct adapter *s = spare != NULL ? *spare : NULL;
+    if (s != NULL)
+        *spare = NULL;
+    if (s != NULL && s->bytes == mem_footprint(block))
+        return s->own;
+    adapter_free(s);
+    return mem_alloc(block);
 }
 
 int adapter_build(const struct arch *arch, const struct adapter_src *src, int64_t version_id,

@@ -21,7 +21,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKETS = 4096, SPARE_MORE = 256 << 10 }; /* bytes */
+enum { BUCKETS = 4096 };
+enum { SPARE_APART = 256 << 10 }; /* bytes that an announced size may be off by, and an eighth: tables, boundaries */
 enum entry_state { QUEUED, LOADING, READY, FAILED };
 
 struct entry {
@@ -132,11 +133,13 @@ static void free_entries(struct entry *e)
     }
 }
 
+static size_t apart(size_t a, size_t b) { return a > b ? a - b : b - a; }
+
 /* Of those that have gone, one that may be as large as what comes, of which only about the size is known:
  * memory that the kernel gives anew it has to clear.  NULL if there is none. */
 static struct adapter *take_spare(struct entry *gone, size_t bytes)
 {
-    while (gone != NULL && (gone->bytes < bytes || gone->bytes - bytes > bytes / 8 + SPARE_MORE))
+    while (gone != NULL && apart(gone->bytes, bytes) > bytes / 8 + SPARE_APART)
         gone = gone->next;
     if (gone == NULL)
         return NULL;

@@ -11,8 +11,8 @@
 
 struct adapter_cache;
 
-/* Called on the loader thread.  Makes the adapter of `version_id`; `spare`, for adapter_build(), is one of
- * about the announced size that has gone for it, or NULL. */
+/* Called on the loader thread.  Makes the adapter of `version_id`; *spare, for adapter_build(), is one of
+ * about the announced size that has gone for it, or NULL, and the cache's again if it is left there. */
 typedef int (*adapter_load_fn)(void *ud, int64_t version_id, struct adapter **spare, struct adapter **ret,
                                struct err *err);
 /* Called on the loader thread after each finished load, failed or not; must not block. */

@@ -15,6 +15,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14, whatever the headers know */
+#endif
+
 static size_t page_size(void)
 {
     long n = sysconf(_SC_PAGESIZE);
@@ -79,15 +83,10 @@ void mem_free(void *p, size_t bytes)
 
 void mem_populate(void *p, size_t bytes)
 {
-#ifdef MADV_POPULATE_WRITE
     const uintptr_t page = page_size(), from = ((uintptr_t)p + page - 1) / page * page;
     const uintptr_t to = ((uintptr_t)p + bytes) / page * page;
     if (to > from)
         madvise((void *)from, to - from, MADV_POPULATE_WRITE); /* older kernels say no */
-#else
-    (void)p;
-    (void)bytes;
-#endif
 }
 
 /* --- limits ------------------------------------------------------------------------------- */

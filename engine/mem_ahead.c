@@ -2,9 +2,9 @@
  *
  * The thread sleeps on a semaphore.  It asks for one huge page at a time, because the kernel keeps the
  * process's map locked meanwhile, and memory that others map or give back has to wait for that; and between
- * two it rests as long as one took, because its CPU may be one that a step waits for.  Where a page took 4 ms,
- * two CPUs had two threads to compute, and a step took 12 ms, the longest one beside a thread that did not rest
- * took 45 and beside this one 32; four times the rest made it no shorter, but more steps longer. */
+ * two it rests as long as one took, because its CPU may be one that a step waits for.  With two CPUs, two
+ * threads that compute, steps of 12 ms and 4 ms a page, the longest step took 45 ms beside a thread that did
+ * not rest, and takes 32 beside this one.  Four times the rest made it no shorter, and slows more steps. */
 #include "engine/mem_ahead.h"
 
 #include "engine/mem.h"
@@ -29,7 +29,7 @@ struct mem_ahead {
 
 static void rest(double seconds)
 {
-    const double most = 0.1; /* what mem_ahead_end() may have to wait */
+    const double most = 0.1; /* what mem_ahead_end() may have to wait, beside a page */
     nanosleep(&(struct timespec){ .tv_nsec = (long)(1e9 * (seconds < most ? seconds : most)) }, NULL);
 }
 

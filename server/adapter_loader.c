@@ -1,7 +1,8 @@
 /* adapter_loader.c - see adapter_loader.h. */
 #include "server/adapter_loader.h"
 
-int adapter_loader_load(void *loader, int64_t version_id, struct adapter **spare, struct adapter **ret, struct err *err)
+int adapter_loader_load(void *loader, int64_t version_id, struct adapter **spare, struct adapter **ret,
+                        struct err *err)
 {
     struct adapter_loader *l = loader;
     const int rc = l->st != NULL ? ERR_OK : store_open(l->db_path, &l->st, err);

@@ -12,7 +12,8 @@ struct adapter_loader {
     struct store *st;        /* of the cache's thread, opened when it is first needed */
 };
 /* For adapter_cache_create(); `loader` is the struct. */
-int adapter_loader_load(void *loader, int64_t version_id, struct adapter **spare, struct adapter **ret, struct err *err);
+int adapter_loader_load(void *loader, int64_t version_id, struct adapter **spare, struct adapter **ret,
+                        struct err *err);
 void adapter_loader_close(struct adapter_loader *l); /* after the cache is gone */
 
 #endif

@@ -1,6 +1,8 @@
 /* support_lora.c - random adapters for tests. */
 #include "tests/support_lora.h"
 
+#include "engine/mem.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,6 +109,16 @@ struct adapter_src *support_lora_src(const struct arch *arch, enum adapter_metho
     }
     a->bytes = a->params * dtype_size(type);
     adapter_src_hash(a, a->hash);
+    return a;
+}
+
+struct adapter *support_spare(size_t bytes)
+{
+    struct adapter *a = mem_alloc(bytes);
+    need(a != NULL, "out of memory");
+    memset(a, 0xa5, bytes);
+    a->bytes = bytes;
+    a->own = a;
     return a;
 }
 

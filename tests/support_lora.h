@@ -12,5 +12,7 @@ struct adapter_src *support_lora_src(const struct arch *arch, enum adapter_metho
                                      int rank, float size, uint64_t seed);
 struct adapter *support_lora(const struct arch *arch, enum adapter_method method, int rank,
                              float size, uint64_t seed);
+/* One that has gone: `bytes` of memory full of what it held, for adapter_build() to take. */
+struct adapter *support_spare(size_t bytes);
 
 #endif

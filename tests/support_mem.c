@@ -34,13 +34,26 @@ bool support_wait_resident(void *p, size_t bytes)
     return false;
 }
 
+bool support_stays_absent(void *p, size_t bytes)
+{
+    for (int i = 0; i < 20; i++) {
+        if (support_resident(p, bytes) > 0)
+            return false;
+        usleep(5000);
+    }
+    return true;
+}
+
 bool support_can_populate(void)
 {
     void *p = mem_alloc(MEM_HUGE_PAGE);
-    mem_populate(p, MEM_HUGE_PAGE);
-    const bool can = support_resident(p, MEM_HUGE_PAGE) > 0;
+    bool can = p != NULL && support_resident(p, MEM_HUGE_PAGE) == 0;
+    if (can) {
+        mem_populate(p, MEM_HUGE_PAGE);
+        can = support_resident(p, MEM_HUGE_PAGE) == MEM_HUGE_PAGE / (size_t)sysconf(_SC_PAGESIZE);
+    }
     mem_free(p, MEM_HUGE_PAGE);
     if (!can)
-        printf("SKIPPED: this kernel has no MADV_POPULATE_WRITE\n");
+        printf("SKIPPED: this kernel does not back memory ahead, or does not tell\n");
     return can;
 }

@@ -372,6 +372,25 @@ static void other_content_than_asked_for_is_a_failure(void **state)
     adapter_cache_destroy(c);
 }
 
+/* The size that is announced is about right, on either side. */
+static void memory_of_about_the_announced_size_is_offered(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct source s;
+        struct adapter_cache *c = make(&s, size_of[0] + 1000, false);
+        adapter_cache_release(c, get(c, &s, 0));
+        const size_t announced = i == 0 ? size_of[1] - 1000 : i == 1 ? size_of[1] + 1000 : 0;
+        uint64_t ticket = 0;
+        const struct adapter *a;
+        while (adapter_cache_acquire(c, hash[1], 1, announced, &ticket, &a, NULL) != ADAPTER_READY)
+            wait_ready(&s);
+        assert_int_equal(s.spare, i < 2 ? 0 : -1); /* room for nothing is there: nothing goes for it */
+        adapter_cache_release(c, a);
+        adapter_cache_destroy(c);
+    }
+}
+
 /* What has gone for it is gone, but not lost: sanitizers would see it. */
 static void the_memory_offered_to_a_load_that_fails_is_given_back(void **state)
 {
@@ -510,6 +529,7 @@ int main(void)
         cmocka_unit_test(an_adapter_larger_than_the_budget_is_refused_with_both_sizes),
         cmocka_unit_test(a_failure_reaches_every_waiter_and_the_next_try_is_new),
         cmocka_unit_test(other_content_than_asked_for_is_a_failure),
+        cmocka_unit_test(memory_of_about_the_announced_size_is_offered),
         cmocka_unit_test(the_memory_offered_to_a_load_that_fails_is_given_back),
         cmocka_unit_test(a_wrong_size_is_corrected_without_passing_the_budget),
         cmocka_unit_test(the_budget_holds_under_many_threads),

@@ -143,9 +143,10 @@ static struct adapter_src *source(const struct arch *a, int flags, const char *d
 
 static struct adapter *built(const struct base *b, struct adapter_src *src, uint8_t name)
 {
-    struct adapter *a = NULL;
+    struct adapter *a = NULL, *spare = support_spare(adapter_build_bytes(&b->arch, src));
     ok(adapter_norms(b, src, &err));
-    ok(adapter_build(&b->arch, src, 0, NULL, &a, &err));
+    ok(adapter_build(&b->arch, src, 0, &spare, &a, &err)); /* in memory that is not zeros */
+    assert_null(spare);
     assert_int_equal(a->bytes, adapter_build_bytes(&b->arch, src));
     a->hash[0] = name; /* some are the same but for their flags */
     return a;
@@ -676,7 +677,9 @@ static void check_built(struct store *st, const struct base *b, const struct bas
     ok(adapter_norms(b, src, &err));
     ok(adapter_build(&b->arch, src, id, NULL, &direct, &err));
     for (int i = 0; i < 2; i++) { /* a DoRA's norms are stored the second time */
-        ok(store_version_build(st, id, b, NULL, &c, &err));
+        struct adapter *spare = i == 1 ? support_spare(direct->bytes) : NULL;
+        ok(store_version_build(st, id, b, &spare, &c, &err));
+        assert_null(spare);
         same_built(b, direct, c);
         adapter_free(c);
         c = NULL;

@@ -72,14 +72,14 @@ static void memory_is_made_ready_ahead_and_what_it_holds_stays(void **state)
     assert_non_null(p);
     struct mem_ahead *a = mem_ahead_start(p, 16 * MIB);
     assert_non_null(a);
-    assert_int_equal(support_resident(p, 16 * MIB), 0);
+    assert_true(support_stays_absent(p, 16 * MIB));
     p[MIB] = 7;
     mem_ahead_reach(a, 5 * MIB);
     assert_true(support_wait_resident(p, 6 * MIB)); /* huge pages, whole */
     for (size_t i = 0; i < 6 * MIB; i++)
         assert_int_equal(p[i], i == MIB ? 7 : 0);
     mem_ahead_reach(a, MIB); /* less than before: nothing to do */
-    assert_int_equal(support_resident(p + 6 * MIB, 10 * MIB), 0);
+    assert_true(support_stays_absent(p + 6 * MIB, 10 * MIB));
     mem_ahead_reach(a, SIZE_MAX);
     assert_true(support_wait_resident(p, 16 * MIB));
     mem_ahead_end(a);

@@ -64,8 +64,9 @@ static struct adapter_src *parse(const struct arch *a, const struct file *f)
 
 static struct adapter *built(const struct arch *arch, const struct adapter_src *src, uint8_t name)
 {
-    struct adapter *a = NULL;
-    ok(adapter_build(arch, src, 0, NULL, &a, &err));
+    struct adapter *a = NULL, *spare = support_spare(adapter_build_bytes(arch, src));
+    ok(adapter_build(arch, src, 0, &spare, &a, &err)); /* in memory that is not zeros */
+    assert_null(spare);
     assert_int_equal(a->bytes, adapter_build_bytes(arch, src));
     a->hash[0] = name;
     return a;
