@@ -3,8 +3,9 @@
  * The thread sleeps on a semaphore.  It asks for one huge page at a time, because the kernel keeps the
  * process's map locked meanwhile, and memory that others map or give back has to wait for that; and between
  * two it rests as long as one took, because its CPU may be one that a step waits for.  With two CPUs, two
- * threads that compute, steps of 12 ms and 4 ms a page, the longest step took 45 ms beside a thread that did
- * not rest, and takes 32 beside this one.  Four times the rest made it no shorter, and slows more steps. */
+ * threads that compute, steps of 12 ms and 4 ms a page, the longest step took 42 and 43 ms beside a
+ * thread that did not rest, and 32 to 38 beside this one.  Four times the rest made it no shorter (29 to 38),
+ * and spreads the same work over more steps. */
 #include "engine/mem_ahead.h"
 
 #include "engine/mem.h"

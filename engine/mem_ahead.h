@@ -1,9 +1,8 @@
 /* mem_ahead.h - memory that is used from its front to its back, made ready ahead of who writes to it.
  *
- * The kernel finds and clears a page when it is first written to.  That is half a millisecond and more for
- * a huge page (many times that where a virtual machine's host has to find it too), and where one position
- * of the KV cache touches a dozen at once, every sequence of the step waits for all of them.  So a thread of
- * its own has the next pages backed while the former are being filled.  It is a matter of speed alone:
+ * The kernel finds and clears a page when it is first written to.  That took 4 ms for a huge page on a
+ * virtual machine, whose host has to find it too, and where one position of the KV cache touches a dozen at
+ * once, every sequence of the step waits for all of them.  So a thread of its own has the next pages backed while the former are being filled.  It is a matter of speed alone:
  * whoever is faster than the thread waits for the kernel as if there were none. */
 #ifndef ENGINE_MEM_AHEAD_H
 #define ENGINE_MEM_AHEAD_H
